@@ -1,0 +1,1 @@
+"""Turn the shape of a trial into resources, and launch clusters."""

@@ -1,0 +1,1 @@
+"""Train one PRX flow-matching transformer from one configuration."""

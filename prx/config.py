@@ -1,0 +1,204 @@
+"""The configuration of one training run: typed, strict, hashed.
+
+Defaults are the article's baseline (PRX part 2, section "The Baseline"); what it leaves open follows
+Photoroom's released baseline configuration. `prx/presets/` holds named starting points.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, SerializeAsAny, ValidationError
+
+from prx import registry
+from prx.errors import ConfigError, Problem
+from prx.yamlsource import PathKeys, Source, dotted
+
+Precision = Literal["fp32", "fp32_autocast_bf16", "bf16_master", "bf16_pure"]
+Probability = Annotated[float, Field(ge=0, le=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Strict(BaseModel):
+    """A section that refuses unknown keys and quiet conversions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
+
+
+class PartConfig(Strict):
+    """Settings of one technique; `use` names it in the registry."""
+
+    use: str
+
+
+def _part(kind: str) -> BeforeValidator:
+    def validate(value: Any) -> Any:
+        if isinstance(value, PartConfig):
+            return value
+        if not isinstance(value, Mapping) or "use" not in value:
+            raise ValueError(f"must be a mapping with `use`, one of {', '.join(registry.names(kind))}")
+        return registry.resolve(kind, value["use"]).Config.model_validate(dict(value))
+
+    return BeforeValidator(validate)
+
+
+class DataConfig(Strict):
+    """Image-caption pairs in parquet; `embedded:NAME` generates the embedded world."""
+
+    train: str = "data/train"
+    reference: str = "data/reference"
+    num_train: PositiveInt | None = None
+    num_reference: PositiveInt | None = None
+    image_column: str = "image"
+    image_size: PositiveInt = 256
+    captions: dict[str, PositiveFloat] = Field(default_factory=lambda: {"caption_long": 1.0}, min_length=1)
+    prompt_column: str = "caption_long"
+    attributes_column: str | None = None
+
+
+class TextConfig(Strict):
+    """Frozen text encoder. Dropping a caption means encoding the empty string (techniques 2)."""
+
+    encoder: str = "google/t5gemma-2b-2b-ul2"
+    max_tokens: PositiveInt = 256
+    caption_dropout: Probability = 0.1
+
+
+class DenoiserConfig(Strict):
+    """Shape of the PRX transformer; defaults are PRX-1.2B."""
+
+    width: PositiveInt = 1792
+    depth: PositiveInt = 16
+    heads: PositiveInt = 28
+    patch_size: PositiveInt = 2
+    mlp_ratio: PositiveFloat = 3.5
+    theta: PositiveInt = 10_000
+
+
+class SamplingConfig(Strict):
+    """How pictures are drawn; part of what a metric means."""
+
+    num_steps: PositiveInt = 50
+    guidance_scale: Annotated[float, Field(ge=0)] = 3.5
+
+
+class EvaluationConfig(Strict):
+    """When and against what a run is measured; extractors are local folders, hub ids or `embedded:ROLE`."""
+
+    every: PositiveInt = 5_000
+    num_samples: PositiveInt = 10_000
+    batch_size: PositiveInt = 64
+    clip: str | None = "openai/clip-vit-large-patch14-336"
+    dino: str | None = "facebook/dinov2-with-registers-large"
+    inception: str | None = None
+    reader: str | None = None
+    grid: PositiveInt = 16
+
+
+class CacheConfig(Strict):
+    """Where frozen encoders' outputs are kept, and how much of the disk they may take."""
+
+    max_gb: PositiveFloat = 200.0
+
+
+class InfrastructureConfig(Strict):
+    """How a run is executed. Never part of its identity."""
+
+    workers: PositiveInt = 1
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
+    micro_batch: PositiveInt | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: PositiveInt | None = None
+
+
+class RunConfig(Strict):
+    """Everything that decides what one run trains."""
+
+    name: str = "run"
+    seed: Annotated[int, Field(ge=0)] = 0
+    steps: PositiveInt = 100_000
+    batch_size: PositiveInt = 256
+    warmup_steps: Annotated[int, Field(ge=0)] = 1_000
+    grad_clip: PositiveFloat | None = 0.2
+    precision: Precision = "fp32_autocast_bf16"
+    data: DataConfig = DataConfig()
+    text: TextConfig = TextConfig()
+    tokenizer: Annotated[SerializeAsAny[PartConfig], _part("tokenizer")] = Field(
+        default_factory=lambda: {"use": "autoencoder", "path": "black-forest-labs/FLUX.1-dev:vae"}  # type: ignore[arg-type, return-value]
+    )
+    denoiser: DenoiserConfig = DenoiserConfig()
+    objective: Annotated[SerializeAsAny[PartConfig], _part("objective")] = Field(
+        default_factory=lambda: {"use": "velocity"}  # type: ignore[arg-type, return-value]
+    )
+    losses: dict[str, Annotated[SerializeAsAny[PartConfig], _part("loss")]] = Field(default_factory=dict)
+    routing: Annotated[SerializeAsAny[PartConfig], _part("routing")] | None = None
+    optimizer: Annotated[SerializeAsAny[PartConfig], _part("optimizer")] = Field(
+        default_factory=lambda: {"use": "adamw"}  # type: ignore[arg-type, return-value]
+    )
+    sampling: SamplingConfig = SamplingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    cache: CacheConfig = CacheConfig()
+    infrastructure: InfrastructureConfig = InfrastructureConfig()
+
+    @property
+    def micro_batch(self) -> int:
+        """Images one worker passes through the denoiser at once."""
+        return self.infrastructure.micro_batch or self.batch_size // self.infrastructure.workers
+
+
+NOT_IDENTITY = {"name", "infrastructure", "cache"}
+
+
+def config_id(config: RunConfig) -> str:
+    """Hash what decides the result; equal ids train equal models."""
+    content = config.model_dump(mode="json", exclude=NOT_IDENTITY)
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _message(error: Mapping[str, Any], keys: PathKeys, model: type[BaseModel]) -> str:
+    value = error.get("input")
+    if error["type"] == "extra_forbidden":
+        allowed = sorted(_fields(model, keys[:-1]))
+        return f"unknown key; {registry.choices(keys[-1], allowed)}" if allowed else "unknown key"
+    text = str(error["msg"]).removeprefix("Value error, ")
+    shown = "" if error["type"] in {"missing", "value_error"} else f", got {value!r}"
+    return text[0].lower() + text[1:] + shown
+
+
+def _fields(model: type[BaseModel], keys: PathKeys) -> list[str]:
+    """Names allowed at a path, as far as the static types tell."""
+    for key in keys:
+        info = model.model_fields.get(str(key))
+        if info is None or not (isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)):
+            return []
+        model = info.annotation
+    return [] if model is PartConfig else list(model.model_fields)
+
+
+def problems_of(error: ValidationError, model: type[BaseModel], source: Source | None) -> list[Problem]:
+    """Turn pydantic's errors into ours, with file and line where the value was written."""
+    found = []
+    for item in error.errors():
+        keys = tuple(k for k in item["loc"] if k != "[key]")
+        message = _message(item, keys, model)
+        found.append(source.problem(keys, message) if source else Problem(dotted(keys), message))
+    return found
+
+
+def parse_run_config(data: Any, source: Source | None = None) -> RunConfig:
+    """Validate a mapping into a `RunConfig`.
+
+    Raises:
+        ConfigError: Lists every unknown key, wrong type and value out of range, with file and line.
+    """
+    if not isinstance(data, Mapping):
+        where = (source.file, 1) if source else (None, None)
+        raise ConfigError([Problem("", f"must be a mapping of settings, got {data!r}", *where)])
+    try:
+        return RunConfig.model_validate(dict(data))
+    except ValidationError as error:
+        raise ConfigError(problems_of(error, RunConfig, source)) from error

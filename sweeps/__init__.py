@@ -1,0 +1,1 @@
+"""Plan, schedule, remember and report sweeps over training techniques."""
