@@ -1,0 +1,1 @@
+"""Measure images: FID, CMMD, DINO-MMD, prompt adherence and training throughput."""

@@ -1,0 +1,207 @@
+"""Compare generated images with a reference set under one fixed specification.
+
+Shape letters: N generated images, H W image grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from evaluation.adherence import AttributeReader, Attributes, adherence, load_reader
+from evaluation.features import BATCH_SIZE, Extractor, load_extractor
+from evaluation.metrics import (
+    ESTIMATORS,
+    FID_RESAMPLES,
+    RESAMPLES,
+    checked_pair,
+    fid,
+    fid_se,
+    mmd_result,
+    normalise,
+)
+from evaluation.preprocessing import checked_images
+from evaluation.references import build_reference
+
+METRIC_ROLES = {"cmmd": "clip", "dino_mmd": "dino", "fid": "inception", "adherence": "reader"}
+
+
+@dataclass(frozen=True)
+class EvaluationSpec:
+    """Say which metrics to compute, with which weights, and how to find their standard errors.
+
+    `allow_few` lets FID go on with no more samples than features, where its covariance is singular.
+
+    Raises: ValueError for an unknown metric, a metric without weights, or fewer than two resamples.
+    """
+
+    clip: str | Path | None = None
+    dino: str | Path | None = None
+    inception: str | Path | None = None
+    reader: str | Path | None = None
+    metrics: Sequence[str] = tuple(METRIC_ROLES)
+    resamples: int = RESAMPLES
+    fid_resamples: int = FID_RESAMPLES
+    seed: int = 0
+    batch_size: int = BATCH_SIZE
+    device: str = "cpu"
+    allow_few: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "metrics", tuple(self.metrics))
+        unknown = [name for name in self.metrics if name not in METRIC_ROLES]
+        if unknown or not self.metrics:
+            got = ", ".join(unknown) or "none"
+            raise ValueError(f"evaluation.metrics must be among {', '.join(METRIC_ROLES)}, got {got}")
+        for name in self.metrics:
+            if getattr(self, METRIC_ROLES[name]) is None:
+                raise ValueError(f"evaluation.{METRIC_ROLES[name]} must be set for metric {name}, got none")
+        for field in ("resamples", "fid_resamples"):
+            if getattr(self, field) < 2:
+                raise ValueError(f"evaluation.{field} must be at least 2, got {getattr(self, field)}")
+
+    def load_extractors(self) -> dict[str, Extractor]:
+        """Load the embedding networks that the metrics need, by role."""
+        roles = [METRIC_ROLES[name] for name in self.metrics if name != "adherence"]
+        return {role: load_extractor(role, getattr(self, role), device=self.device) for role in roles}
+
+    def load_reader(self) -> AttributeReader | None:
+        """Load the attribute reader if adherence is asked for."""
+        if "adherence" not in self.metrics or self.reader is None:
+            return None
+        return load_reader(self.reader, device=self.device)
+
+
+def compare(
+    generated: Mapping[str, Tensor], real: Mapping[str, Tensor], spec: EvaluationSpec
+) -> dict[str, float]:
+    """Return every distance of the specification with its standard error.
+
+    Shapes: each entry float32 [samples, width], by role.
+    """
+    found: dict[str, float] = {}
+    for name in spec.metrics:
+        if name != "adherence":
+            role = METRIC_ROLES[name]
+            found |= _distance(name, generated[role], real[role], spec)
+    return found
+
+
+def _distance(name: str, generated: Tensor, real: Tensor, spec: EvaluationSpec) -> dict[str, float]:
+    generated, real = generated.to(spec.device), real.to(spec.device)
+    if name == "fid":
+        se = fid_se(generated, real, resamples=spec.fid_resamples, seed=spec.seed)
+        return {"fid": fid(generated, real), "fid_se": se}
+    x, y = checked_pair(name, generated, real)
+    unit_x, unit_y = normalise(x, f"{name}: generated"), normalise(y, f"{name}: real")
+    result = mmd_result(unit_x, unit_y, resamples=spec.resamples, seed=spec.seed)
+    found = {name: result.biased, f"{name}_se": result.se}
+    return found | {"cmmd_unbiased": result.unbiased} if name == "cmmd" else found
+
+
+def check_count(count: int, spec: EvaluationSpec, extractors: Mapping[str, Extractor], path: str) -> None:
+    """Refuse a number of images from which a metric of the specification cannot be computed.
+
+    Raises: ValueError naming `path`, the rule and the count.
+    """
+    if count < 2:
+        raise ValueError(f"{path} must be at least 2 for {', '.join(spec.metrics)}, got {count}")
+    if "fid" in spec.metrics and not spec.allow_few and count <= extractors["inception"].width:
+        raise ValueError(
+            f"{path} must be greater than {extractors['inception'].width} for fid (its number of features, "
+            f"else the covariance is singular), got {count}; leave fid out of the metrics or set allow_few"
+        )
+
+
+class Evaluator:
+    """Measure generated images against one reference set.
+
+    The reference is embedded once; every call compares against all of it, so figures of equal `num_samples`
+    are comparable. Nothing here is random but the bootstrap, which is seeded.
+
+    Shapes: reference_images uint8 [count, 3, H, W]; wanted_attributes has one entry per generated image.
+    Raises: ValueError for too few reference images, or adherence without wanted attributes.
+    """
+
+    def __init__(
+        self,
+        spec: EvaluationSpec,
+        reference_images: Tensor,
+        wanted_attributes: Sequence[Attributes] | None,
+        cache: Path | None,
+        fingerprint: str,
+        *,
+        reference_attributes: Sequence[Attributes] | None = None,
+        path: str = "evaluation.num_samples",
+    ) -> None:
+        if "adherence" in spec.metrics and wanted_attributes is None:
+            raise ValueError(
+                "evaluation.metrics: adherence needs wanted attributes for every image, got none"
+            )
+        self.spec = spec
+        self.path = path
+        self._wanted = wanted_attributes
+        self._reference_images = checked_images(reference_images)
+        self._reference_attributes = reference_attributes
+        self._extractors = spec.load_extractors()
+        self._reader = spec.load_reader()
+        check_count(len(reference_images), spec, self._extractors, "number of reference images")
+        self.reference = build_reference(
+            reference_images,
+            self._extractors,
+            cache=cache,
+            fingerprint=fingerprint,
+            batch_size=spec.batch_size,
+        )
+
+    def evaluate(self, images: Tensor) -> dict[str, float]:
+        """Return every metric, its standard error and the number of samples.
+
+        Shapes: images uint8 [N, 3, H, W], in the order of the wanted attributes.
+        Raises: ValueError naming the config path for too few images, or for a count that does not match the
+            wanted attributes.
+        """
+        check_count(len(checked_images(images)), self.spec, self._extractors, self.path)
+        embeddings = {
+            role: extractor.embed(images, batch_size=self.spec.batch_size)
+            for role, extractor in self._extractors.items()
+        }
+        found = compare(embeddings, self.reference.embeddings, self.spec)
+        return found | self._adherence(images, self._wanted) | {"num_samples": float(len(images))}
+
+    def reference_floor(self) -> dict[str, float]:
+        """Return the metrics between two halves of the reference set: what a perfect model would show.
+
+        Biased estimators fall with the number of samples, so this floor is that of `num_samples` here, half
+        the reference. Adherence, if the reference has attributes, is that of the real images: the reader's
+        own ceiling.
+
+        Raises: ValueError if a half is too small for a metric.
+        """
+        half = self.reference.count // 2
+        check_count(half, self.spec, self._extractors, "half the number of reference images")
+        first, second = (
+            {role: rows[start : 2 * half : 2] for role, rows in self.reference.embeddings.items()}
+            for start in (0, 1)
+        )
+        found = compare(first, second, self.spec)
+        if self._reference_attributes is not None:
+            found |= self._adherence(self._reference_images, self._reference_attributes)
+        return found | {"num_samples": float(half)}
+
+    def provenance(self) -> dict[str, str]:
+        """Name estimators, network versions and the reference set, for the report beside the figures."""
+        named = {f"{name}_estimator": ESTIMATORS[name] for name in self.spec.metrics}
+        named |= {f"{role}_version": extractor.version for role, extractor in self._extractors.items()}
+        if self._reader is not None:
+            named["reader_version"] = self._reader.version
+        return named | {"reference_hash": self.reference.hash, "reference_count": str(self.reference.count)}
+
+    def _adherence(self, images: Tensor, wanted: Sequence[Attributes] | None) -> dict[str, float]:
+        if self._reader is None or wanted is None:
+            return {}
+        mean, se = adherence(self._reader.read(images, batch_size=self.spec.batch_size), wanted)
+        return {"adherence": mean, "adherence_se": se}
