@@ -170,8 +170,9 @@ class ImageTokenizer(Technique, ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """Decode to images in [-1, 1]."""
 
+    @classmethod
     @abstractmethod
-    def identity(self) -> str:
+    def identity(cls, config: Any) -> str:
         """Name weights and preprocessing, for cache keys."""
 
 

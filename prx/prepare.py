@@ -1,0 +1,184 @@
+"""Encode once what no trial changes: latents, text embeddings, teacher tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prx import cache, recipe, registry, teachers, text
+from prx import data as datasets
+from prx import images as pictures
+from prx.cache import CacheKey
+from prx.config import RunConfig
+from prx.data import Dataset
+from prx.errors import DataError
+
+Report = Callable[[str, int, int], None]
+BATCH = 128
+
+
+@dataclass(frozen=True)
+class Job:
+    """One encoding: its key, how many rows, and how to make them."""
+
+    key: CacheKey
+    what: str
+    num: int
+    row_values: int
+    parts: Callable[[], Iterator[Mapping[str, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Caches:
+    """The encodings one configuration trains from; text by caption column, teachers by term."""
+
+    latents: Job
+    texts: dict[str, Job]
+    null: Job
+    prompts: Job
+    targets: dict[str, Job]
+
+    def all(self) -> list[Job]:
+        """List every job."""
+        return [self.latents, *self.texts.values(), self.null, self.prompts, *self.targets.values()]
+
+
+def plan(config: RunConfig, root: Path) -> Caches:
+    """Name every encoding a run needs, without loading a model.
+
+    Raises:
+        DataError: The data cannot be opened.
+        UserError: A model folder has no config.json.
+    """
+    train = datasets.train_set(config.data, root / "data")
+    held_out = datasets.reference_data(config.data, root / "data")
+    shape = recipe.shape_of(config)
+    targets = {}
+    for name, part in config.losses.items():
+        spec = registry.resolve("loss", part.use).teacher(part, shape)
+        if spec is not None:
+            targets[name] = _teacher_job(config, train, spec.path, spec.grid)
+    return Caches(
+        latents=_latent_job(config, train),
+        texts={column: _text_job(config, train, column) for column in config.data.captions},
+        null=_null_job(config),
+        prompts=_text_job(config, held_out, config.data.prompt_column),
+        targets=targets,
+    )
+
+
+def prepare(configs: Sequence[RunConfig], root: Path, report: Report) -> None:
+    """Encode what the configurations need and the cache does not have yet.
+
+    Raises:
+        DataError: Data is missing, corrupt, unreadable, or the cache would exceed `cache.max_gb`.
+    """
+    for config in configs:
+        for job in plan(config, root).all():
+            if cache.exists(root, job.key):
+                continue
+            _check_size(job, config.cache.max_gb)
+            cache.write(root, job.key, _reported(job, report))
+
+
+def _reported(job: Job, report: Report) -> Iterator[Mapping[str, Tensor]]:
+    done = 0
+    report(job.what, 0, job.num)
+    for part in job.parts():
+        done += len(next(iter(part.values())))
+        yield part
+        report(job.what, done, job.num)
+
+
+def _check_size(job: Job, max_gb: float) -> None:
+    gigabytes = job.num * job.row_values * 2 / 1e9
+    if gigabytes > max_gb:
+        raise DataError(f"cache.max_gb: {job.what} would take {gigabytes:.1f} GB, at most {max_gb} GB are allowed")
+
+
+def _half(values: Tensor, what: str) -> Tensor:
+    stored = values.to(torch.float16).cpu()
+    if not torch.isfinite(stored).all():
+        raise DataError(f"{what} has values beyond the range of float16, in which caches are kept")
+    return stored
+
+
+def _device(config: RunConfig) -> torch.device:
+    return recipe.device_of(config)
+
+
+def _latent_job(config: RunConfig, dataset: Dataset) -> Job:
+    part, size = config.tokenizer, config.data.image_size
+    channels, downsample = registry.resolve("tokenizer", part.use).geometry(part)
+    identity = recipe.tokenizer_identity(part)
+
+    def parts() -> Iterator[Mapping[str, Tensor]]:
+        tokenizer = recipe.tokenizer(part, _device(config))
+        for images in _images(config, dataset):
+            moments = tokenizer.encode(pictures.to_unit(images.to(_device(config))))
+            yield {"moments": _half(moments, "the latent")}
+
+    key = CacheKey("latents", f"{identity}:size={size}", dataset.fingerprint)
+    values = 2 * channels * (size // downsample) ** 2
+    return Job(key, f"latents ({_short(part)})", dataset.num, values, parts)
+
+
+def _images(config: RunConfig, dataset: Dataset) -> Iterator[Tensor]:
+    column = config.data.image_column
+    for where, batch in datasets.batches(dataset, [column], BATCH):
+        yield datasets.decode_images(where, batch[column], config.data.image_size)
+
+
+def _teacher_job(config: RunConfig, dataset: Dataset, path: str, grid: tuple[int, int]) -> Job:
+    def parts() -> Iterator[Mapping[str, Tensor]]:
+        teacher = teachers.Teacher(path, _device(config))
+        for images in _images(config, dataset):
+            yield {"tokens": _half(teacher.tokens(images.to(_device(config)), grid), f"teacher {path}")}
+
+    encoder = f"{teachers.identity(path)}:grid={grid[0]}x{grid[1]}:size={config.data.image_size}"
+    values = grid[0] * grid[1] * teachers.teacher_width(path)
+    return Job(CacheKey("teacher", encoder, dataset.fingerprint), f"teacher ({path})", dataset.num, values, parts)
+
+
+def _text_job(config: RunConfig, dataset: Dataset, column: str) -> Job:
+    path, limit = config.text.encoder, config.text.max_tokens
+
+    def captions() -> Iterator[list[str]]:
+        for where, batch in datasets.batches(dataset, [column], BATCH):
+            if any(not isinstance(value, str) for value in batch[column]):
+                raise DataError(f"{where}: column {column!r} must hold text in every row")
+            yield batch[column]
+
+    def parts() -> Iterator[Mapping[str, Tensor]]:
+        encoder = text.TextEncoder(path, limit, _device(config))
+        longest = max(max(encoder.lengths(rows)) for rows in captions())
+        for rows in captions():
+            yield _encoded(encoder, rows, longest)
+
+    key = CacheKey("text", f"{text.identity(path, limit)}:{column}", dataset.fingerprint)
+    return Job(key, f"captions ({column})", dataset.num, limit * text.text_width(path), parts)
+
+
+def _null_job(config: RunConfig) -> Job:
+    path, limit = config.text.encoder, config.text.max_tokens
+
+    def parts() -> Iterator[Mapping[str, Tensor]]:
+        encoder = text.TextEncoder(path, limit, _device(config))
+        yield _encoded(encoder, [""], max(1, encoder.lengths([""])[0]))
+
+    key = CacheKey("null", text.identity(path, limit), "empty string")
+    return Job(key, "the empty caption", 1, limit * text.text_width(path), parts)
+
+
+def _encoded(encoder: text.TextEncoder, captions: list[str], length: int) -> dict[str, Tensor]:
+    embeddings, mask = encoder.encode(captions, length)
+    return {"embeddings": _half(embeddings, "the text encoder"), "mask": mask.to(torch.uint8).cpu()}
+
+
+def _short(part: Any) -> str:
+    return getattr(part, "path", part.use)

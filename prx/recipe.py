@@ -1,0 +1,175 @@
+"""From a configuration to parts: what it needs, whether it can work, how it is built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from prx import denoiser, loaders, registry, rng, teachers, text
+from prx.config import RunConfig
+from prx.errors import Problem, UserError
+from prx.interfaces import ImageTokenizer, LossTerm, Objective, OptimizerFactory, RunShape
+from prx.train_step import TrainStep
+
+PURE_STAGES = "1..3"
+
+
+def device_of(config: RunConfig) -> torch.device:
+    """Choose where a run computes.
+
+    Raises:
+        UserError: CUDA is asked for and not there.
+    """
+    wanted = config.infrastructure.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("infrastructure.device: cuda is not available here, use cpu or auto")
+    name = "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+    return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)
+
+
+def shape_of(config: RunConfig) -> RunShape:
+    """Work out the sizes of a run without weights or data."""
+    part = config.tokenizer
+    channels, downsample = registry.resolve("tokenizer", part.use).geometry(part)
+    latent = config.data.image_size // downsample
+    side = latent // config.denoiser.patch_size
+    return RunShape(channels, latent, config.denoiser.depth, (side, side))
+
+
+def problems(config: RunConfig) -> list[Problem]:
+    """Find every impossible combination, from the configuration alone: no weights, no data, no GPU."""
+    found = list(_sizes(config)) + list(_batching(config)) + list(_models(config))
+    if any(problem.path.startswith("tokenizer") for problem in found):
+        return found
+    return found + list(_parts(config, shape_of(config)))
+
+
+def _sizes(config: RunConfig) -> Iterator[Problem]:
+    d = config.denoiser
+    if d.width % d.heads or (d.width // d.heads) % 4:
+        yield Problem("denoiser.heads", f"must divide denoiser.width ({d.width}) into heads of a multiple of 4 for "
+                      f"rotary positions on two axes, got {d.heads}")  # fmt: skip
+    try:
+        _, downsample = registry.resolve("tokenizer", config.tokenizer.use).geometry(config.tokenizer)
+    except UserError as error:
+        yield Problem("tokenizer.path", str(error))
+        return
+    step = downsample * d.patch_size
+    if config.data.image_size % step:
+        yield Problem("data.image_size", f"must be a multiple of {step} (tokenizer {downsample}x, denoiser.patch_size "
+                      f"{d.patch_size}), got {config.data.image_size}")  # fmt: skip
+
+
+def _batching(config: RunConfig) -> Iterator[Problem]:
+    infra = config.infrastructure
+    if config.batch_size % infra.workers:
+        yield Problem("batch_size", f"must be a multiple of infrastructure.workers ({infra.workers}), got "
+                      f"{config.batch_size}")  # fmt: skip
+    elif (config.batch_size // infra.workers) % config.micro_batch:
+        yield Problem("infrastructure.micro_batch", f"must divide the {config.batch_size // infra.workers} samples of "
+                      f"one worker, got {config.micro_batch}")  # fmt: skip
+    if config.precision == "bf16_pure" and infra.zero_stage == 0:
+        yield Problem("infrastructure.zero_stage", f"must be {PURE_STAGES} with precision bf16_pure (DeepSpeed keeps "
+                      "a float32 master copy at stage 0), got 0")  # fmt: skip
+    if config.warmup_steps > config.steps:
+        yield Problem("warmup_steps", f"must be at most steps ({config.steps}), got {config.warmup_steps}")
+    if config.evaluation.grid > config.evaluation.num_samples:
+        yield Problem("evaluation.grid", f"must be at most evaluation.num_samples ({config.evaluation.num_samples}), "
+                      f"got {config.evaluation.grid}")  # fmt: skip
+
+
+def _models(config: RunConfig) -> Iterator[Problem]:
+    try:
+        text.text_width(config.text.encoder)
+    except UserError as error:
+        yield Problem("text.encoder", str(error))
+    for role in ("clip", "dino", "inception", "reader"):
+        path = getattr(config.evaluation, role)
+        try:
+            if path and path.startswith(loaders.EMBEDDED):
+                loaders.read_config(path)
+        except UserError as error:
+            yield Problem(f"evaluation.{role}", str(error))
+
+
+def _parts(config: RunConfig, shape: RunShape) -> Iterator[Problem]:
+    slots: list[tuple[str, str, Any]] = [
+        ("objective", "objective", config.objective),
+        ("tokenizer", "tokenizer", config.tokenizer),
+        ("optimizer", "optimizer", config.optimizer),
+        *((f"losses.{name}", "loss", part) for name, part in config.losses.items()),
+    ]
+    for path, kind, part in slots:
+        technique = registry.resolve(kind, part.use)
+        for key, message in technique.problems(part, shape):
+            yield Problem(f"{path}.{key}", message)
+        if kind == "loss":
+            yield from _loss_problems(config, path, technique.teacher(part, shape))
+    if any(_pairs(part) for part in config.losses.values()) and config.batch_size < 2:
+        yield Problem("batch_size", "must be at least 2 for a loss that pairs samples, got 1")
+
+
+def _loss_problems(config: RunConfig, path: str, spec: Any) -> Iterator[Problem]:
+    if spec is None:
+        return
+    try:
+        teachers.teacher_width(spec.path)
+    except UserError as error:
+        yield Problem(f"{path}.teacher", str(error))
+
+
+def _pairs(part: Any) -> bool:
+    return registry.resolve("loss", part.use).pair is not LossTerm.pair
+
+
+def tokenizer_identity(part: Any) -> str:
+    """Name a tokenizer's weights and preprocessing."""
+    return registry.resolve("tokenizer", part.use).identity(part)
+
+
+def tokenizer(part: Any, device: torch.device) -> ImageTokenizer:
+    """Load a tokenizer, or take the one this process already holds: it is frozen."""
+    return _tokenizer(part.use, part.model_dump_json(), str(device))
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(use: str, config: str, device: str) -> ImageTokenizer:
+    technique = registry.resolve("tokenizer", use)
+    return technique(technique.Config.model_validate_json(config), torch.device(device))
+
+
+def objective(config: RunConfig) -> Objective:
+    """Build the objective."""
+    return registry.resolve("objective", config.objective.use)(config.objective)
+
+
+def optimizer(config: RunConfig) -> OptimizerFactory:
+    """Build the optimizer's factory."""
+    return registry.resolve("optimizer", config.optimizer.use)(config.optimizer)
+
+
+def build(config: RunConfig) -> TrainStep:
+    """Build the module that is trained, on the CPU, initialised from the run's seed.
+
+    Each part is initialised from a stream of its own, so that adding one leaves the others' weights alone.
+    """
+    shape = shape_of(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng.torch_seed(config.seed, "init/denoiser"))
+        model = denoiser.build(config.denoiser, shape.channels, text.text_width(config.text.encoder))
+        losses = {name: _loss(config, name, shape) for name in config.losses}
+    autocast = config.precision == "fp32_autocast_bf16"
+    return TrainStep(model, objective(config), losses, grid=shape.grid, autocast=autocast)
+
+
+def _loss(config: RunConfig, name: str, shape: RunShape) -> LossTerm:
+    part = config.losses[name]
+    technique = registry.resolve("loss", part.use)
+    torch.manual_seed(rng.torch_seed(config.seed, f"init/losses/{name}"))
+    spec = technique.teacher(part, shape)
+    if spec is None:
+        return technique(name, part)
+    return technique(name, part, config.denoiser.width, teachers.teacher_width(spec.path))

@@ -1,0 +1,127 @@
+"""Frozen KL autoencoders: FLUX.1's, FLUX.2's, REPA-E's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prx import loaders
+from prx.config import PartConfig, PositiveInt
+from prx.errors import UserError
+from prx.interfaces import ImageTokenizer, RunShape
+
+VERSION = 1
+
+
+class Autoencoder(ImageTokenizer):
+    """diffusers `AutoencoderKL` or `AutoencoderKLFlux2`, chosen by the folder's config.json.
+
+    Latents are scaled to unit variance: by `shift_factor` and `scaling_factor` for AutoencoderKL; for
+    FLUX.2 by its batch-norm statistics over 2x2 patches, as the model's own pipeline does and
+    diffusers' `encode` does not. The FLUX.2 latent is handed on unpatchified, [B, 32, H, W]: with patch
+    size 2 the denoiser sees the same tokens in the same order.
+    Source: Rombach et al. 2022 (arXiv:2112.10752); FLUX.2 (Black Forest Labs 2025); REPA-E, Leng et al.
+    2025 (arXiv:2504.10483). PRX loads FLUX.2 with the wrong class and so scales it differently.
+    """
+
+    SOURCE = "Rombach et al. 2022, arXiv:2112.10752"
+
+    class Config(PartConfig):
+        """Which weights; `sample` draws from the posterior as PRX does, else takes its mode."""
+
+        path: str
+        subfolder: str | None = None
+        revision: str | None = None
+        sample: bool = True
+        channels: PositiveInt | None = None
+        downsample: PositiveInt | None = None
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        import diffusers
+
+        self.config = config
+        path = loaders.resolve(config.path)
+        name = loaders.read_config(config.path, config.subfolder, config.revision).get("_class_name")
+        model_class = getattr(diffusers, _class_name(config.path, name))
+        model = model_class.from_pretrained(
+            path,
+            torch_dtype=torch.float32,
+            low_cpu_mem_usage=False,
+            **loaders.options(path, config.subfolder, config.revision),
+        )
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.channels, self.downsample = self.geometry(config)
+        self.is_flux2 = name == "AutoencoderKLFlux2"
+
+    @classmethod
+    def geometry(cls, config: Any) -> tuple[int, int]:
+        """Read (channels, downsample) from the declared values or the model's config.json."""
+        if config.channels and config.downsample:
+            return config.channels, config.downsample
+        found = loaders.read_config(config.path, config.subfolder, config.revision)
+        _class_name(config.path, found.get("_class_name"))
+        return found["latent_channels"], 2 ** (len(found["block_out_channels"]) - 1)
+
+    @classmethod
+    def problems(cls, config: Any, shape: RunShape) -> list[tuple[str, str]]:
+        """Refuse latents that the FLUX.2 batch norm cannot patchify."""
+        if shape.channels == 32 and shape.latent_size % 2:
+            return [("path", f"needs an even latent size for its 2x2 patches, got {shape.latent_size}")]
+        return []
+
+    @classmethod
+    def identity(cls, config: Any) -> str:
+        """Name the weights and this file's version of scaling."""
+        c = config
+        return f"autoencoder-v{VERSION}:{loaders.identity(c.path, c.subfolder, c.revision)}:sample={c.sample}"
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Encode images [B, 3, S, S] in [-1, 1] to the scaled posterior's mean, and std when sampling."""
+        posterior = self.model.encode(images).latent_dist
+        mean = self._normalise(posterior.mean)
+        if not self.config.sample:
+            return mean
+        # The scale of the affine map: what it does to a step of size std.
+        std = self._normalise(posterior.mean + posterior.std) - mean
+        return torch.cat([mean, std], dim=1)
+
+    def latent(self, moments: Tensor, noise: Tensor | None) -> Tensor:
+        """Draw mean + std · noise."""
+        if moments.shape[1] == self.channels:
+            return moments
+        mean, std = moments.chunk(2, dim=1)
+        return mean if noise is None else mean + std * noise
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode unit-scale latents [B, C, H, W] to images in [-1, 1]."""
+        return self.model.decode(self._denormalise(latents)).sample.clamp(-1, 1)
+
+    def _normalise(self, latents: Tensor) -> Tensor:
+        if self.is_flux2:
+            mean, std = self._patch_statistics(latents)
+            return (latents - mean) / std
+        return (latents - (self.model.config.shift_factor or 0.0)) * self.model.config.scaling_factor
+
+    def _denormalise(self, latents: Tensor) -> Tensor:
+        if self.is_flux2:
+            mean, std = self._patch_statistics(latents)
+            return latents * std + mean
+        return latents / self.model.config.scaling_factor + (self.model.config.shift_factor or 0.0)
+
+    def _patch_statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Lay the batch norm's 4C statistics, ordered (c, row, column), over the latent grid."""
+        bn, rows, columns = self.model.bn, latents.shape[2] // 2, latents.shape[3] // 2
+        mean = bn.running_mean.view(1, -1, 2, 2)
+        std = (bn.running_var + bn.eps).sqrt().view(1, -1, 2, 2)
+        return mean.repeat(1, 1, rows, columns), std.repeat(1, 1, rows, columns)
+
+
+def _class_name(path: str, name: str | None) -> str:
+    known = ("AutoencoderKL", "AutoencoderKLFlux2")
+    if name not in known:
+        raise UserError(f"tokenizer.path: {path!r} holds a {name}, must hold one of {', '.join(known)}")
+    return str(name)

@@ -1,0 +1,149 @@
+"""The training loop: one run, from any step to any later one."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from prx import images as pictures
+from prx import recipe
+from prx.batches import Batches, Prompts
+from prx.config import RunConfig
+from prx.engine import Engine, mean, rank_and_world
+from prx.sampling import euler, guided
+
+_NAME = re.compile(r"step-(\d+)$")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What one call of `advance` did. `step_seconds` are training only, a value a step."""
+
+    step: int
+    loss: float
+    terms: dict[str, float]
+    step_seconds: list[float]
+
+
+class Trainer:
+    """A run in progress. The trial's folder holds its checkpoints, `cache` the shared encodings."""
+
+    def __init__(self, config: RunConfig, *, folder: Path, cache: Path) -> None:
+        if config.infrastructure.threads:
+            torch.set_num_threads(config.infrastructure.threads)
+        self.config, self.folder = config, folder
+        self.engine = Engine(config, recipe.build(config))
+        self.tokenizer = recipe.tokenizer(config.tokenizer, self.engine.device)
+        self.batches = Batches(config, cache, self.engine.module, rank_and_world()[0])
+        self.prompts = Prompts(config, cache, self.batches, self.tokenizer)
+        self.step = 0
+
+    def advance(self, until: int, *, seconds: float = float("inf")) -> Progress:
+        """Train to step `until`, or until about `seconds` have passed.
+
+        Raises:
+            NonFiniteError: Names the step and the term; the weights are still good.
+        """
+        started, durations, history = time.perf_counter(), [], []
+        while self.step < until and time.perf_counter() - started < seconds:
+            before = time.perf_counter()
+            history.append(self.engine.train(self.batches.batch(self.step), self.step))
+            self.step += 1
+            durations.append(time.perf_counter() - before)
+        means = {name: mean([row[name] for row in history]) for name in (history[0] if history else ())}
+        return Progress(self.step, means.pop("loss", float("nan")), means, durations)
+
+    def save(self) -> None:
+        """Keep a checkpoint of this step and drop older ones."""
+        target = self.folder / "checkpoints" / f"step-{self.step:08d}"
+        if not target.is_dir():
+            self.engine.save(target)
+        if rank_and_world()[0] == 0:
+            for step, path in checkpoints(self.folder).items():
+                if step != self.step:
+                    shutil.rmtree(path)
+
+    def resume(self, step: int | None = None) -> int:
+        """Continue from a checkpoint, the newest one unless told; 0 when there is none."""
+        found = checkpoints(self.folder)
+        step = max(found, default=0) if step is None else step
+        if step:
+            self.engine.load(found[step])
+        self.step = step
+        return step
+
+    @torch.no_grad()
+    def sample(self) -> Tensor:
+        """Draw `evaluation.num_samples` images, uint8 [N, 3, S, S], for fixed prompts and fixed noise."""
+        total, size = self.config.evaluation.num_samples, self.config.evaluation.batch_size
+        self.engine.module.eval()
+        parts = [self._draw(start, min(start + size, total)) for start in range(0, total, size)]
+        self.engine.module.train()
+        return torch.cat(parts)
+
+    def _draw(self, start: int, stop: int) -> Tensor:
+        device, sampling = self.engine.device, self.config.sampling
+        text, mask, noise = (tensor.to(device) for tensor in self.prompts.chunk(start, stop))
+        null_text, null_mask = (tensor.to(device) for tensor in self.batches.null_rows(stop - start))
+        missing = text.shape[1] - null_text.shape[1]
+        null_text = torch.nn.functional.pad(null_text, (0, 0, 0, missing))
+        null_mask = torch.nn.functional.pad(null_mask, (0, missing))
+        module = self.engine.module
+        velocity = guided(module.predict, text, mask, null_text, null_mask, sampling.guidance_scale)
+        latents = euler(velocity, noise, module.objective.schedule(sampling.num_steps))
+        return pictures.to_uint8(self.tokenizer.decode(latents)).cpu()
+
+    def close(self) -> None:
+        """Release the engine; the trainer cannot be used afterwards."""
+        self.engine.close()
+
+
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """Find complete checkpoints by step; half-written ones carry another name."""
+    found = {}
+    for path in sorted((folder / "checkpoints").glob("step-*")):
+        match = _NAME.match(path.name)
+        if match:
+            found[int(match.group(1))] = path
+    return found
+
+
+def train(
+    config: RunConfig,
+    *,
+    folder: Path,
+    cache: Path,
+    report: Callable[[Trainer, Progress], None],
+    should_stop: Callable[[], bool] = lambda: False,
+    chunk_seconds: float = 1.0,
+) -> int:
+    """Train a run to its end, from its newest checkpoint; returns the step reached.
+
+    A checkpoint is kept at every multiple of `evaluation.every` and at the end; `report` is called after
+    every chunk, with `step` on such a boundary or between.
+    """
+    trainer = Trainer(config, folder=folder, cache=cache)
+    try:
+        trainer.resume()
+        while trainer.step < config.steps and not should_stop():
+            boundary = next_boundary(config, trainer.step)
+            progress = trainer.advance(boundary, seconds=chunk_seconds)
+            if progress.step == boundary:
+                trainer.save()
+            report(trainer, progress)
+        return trainer.step
+    finally:
+        trainer.close()
+
+
+def next_boundary(config: RunConfig, step: int) -> int:
+    """Give the next step at which a run is evaluated and checkpointed."""
+    every = config.evaluation.every
+    return min(config.steps, (step // every + 1) * every)
