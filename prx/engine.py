@@ -81,6 +81,7 @@ class Engine:
         self._losses: list[Tensor] = []
         self._terms: list[dict[str, Tensor]] = []
         self._step = 0
+        self._moved = False
         module = module.to(self.device)
         optimizer = recipe.optimizer(config).build(module.named_parameters())
         self._handle = optimizer.register_step_pre_hook(self._guard)
@@ -88,6 +89,9 @@ class Engine:
         self.module: TrainStep = self.engine.module
         self.optimizer = optimizer
         self._base_rates = [group["lr"] for group in optimizer.param_groups]
+        for state in optimizer.state.values():
+            if "step" in state:  # a dry step of DeepSpeed's, which would shift Adam's bias correction
+                state["step"].zero_()
 
     def train(self, batch: StepBatch, step: int) -> dict[str, float]:
         """Take one optimizer step; returns the mean of the loss (`loss`) and of every term, unweighted.
@@ -95,7 +99,7 @@ class Engine:
         Raises:
             NonFiniteError: Loss or gradient is not finite; the weights are as before the step.
         """
-        self._step, self._losses, self._terms = step, [], []
+        self._step, self._losses, self._terms, self._moved = step, [], [], False
         self._set_rate(step)
         for micro in batch.split(self.config.micro_batch):
             loss, terms = self.engine(micro.map(lambda tensor: tensor.to(self.device, non_blocking=True)))
@@ -103,6 +107,8 @@ class Engine:
             self._terms.append(terms)
             self.engine.backward(loss)
             self.engine.step()
+        if not self._moved:  # some of DeepSpeed's optimizers skip a non-finite step in silence
+            raise NonFiniteError(self._explain())
         return self._means()
 
     def _means(self) -> dict[str, float]:
@@ -134,6 +140,7 @@ class Engine:
             dist.all_reduce(finite, op=dist.ReduceOp.MIN)
         if not finite.item():
             raise NonFiniteError(self._explain())
+        self._moved = True
 
     def _explain(self) -> str:
         where = f"step {self._step + 1}"
