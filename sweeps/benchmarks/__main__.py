@@ -1,0 +1,46 @@
+"""`python -m sweeps.benchmarks loop | launch`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+Cache = Annotated[Path, typer.Option(help="Folder for encodings, shared with sweeps.")]
+
+
+@app.callback()
+def commands() -> None:
+    """Measure speed; every figure comes as a ratio of two things measured side by side."""
+
+
+@app.command()
+def loop(
+    base: Annotated[str, typer.Option(help="Preset or YAML of the run to measure.")] = "embedded",
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=2)] = 12,
+    steps: Annotated[int, typer.Option(help="Training steps a round and side.", min=1)] = 10,
+    cache: Cache = Path("runs/cache"),
+) -> None:
+    """Compare the trainer with a bare PyTorch loop on the same model and one in-memory batch."""
+    from sweeps.benchmarks.loop import measure
+
+    measure(base, rounds, steps, cache)
+
+
+@app.command()
+def launch(
+    trials: Annotated[int, typer.Option(help="Trials of our own way.", min=2)] = 20,
+    documented: Annotated[int, typer.Option(help="Trials of the documented pattern.", min=1)] = 3,
+    steps: Annotated[int, typer.Option(help="Training steps a trial.", min=2)] = 10,
+    store: Annotated[Path, typer.Option(help="Where the trials go.")] = Path("runs/benchmark-launch"),
+) -> None:
+    """Compare what starting a trial costs: reused actors against one `TorchTrainer` a trial."""
+    from sweeps.benchmarks.launch import measure
+
+    measure(trials, documented, steps, store)
+
+
+if __name__ == "__main__":
+    app()
