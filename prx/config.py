@@ -11,7 +11,15 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, SerializeAsAny, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    SerializeAsAny,
+    ValidationError,
+)
 
 from prx import registry
 from prx.errors import ConfigError, Problem
@@ -127,7 +135,11 @@ class RunConfig(Strict):
     data: DataConfig = DataConfig()
     text: TextConfig = TextConfig()
     tokenizer: Annotated[SerializeAsAny[PartConfig], _part("tokenizer")] = Field(
-        default_factory=lambda: {"use": "autoencoder", "path": "black-forest-labs/FLUX.1-dev:vae"}  # type: ignore[arg-type, return-value]
+        default_factory=lambda: {
+            "use": "autoencoder",
+            "path": "black-forest-labs/FLUX.1-dev",
+            "subfolder": "vae",
+        }  # type: ignore[arg-type, return-value]
     )
     denoiser: DenoiserConfig = DenoiserConfig()
     objective: Annotated[SerializeAsAny[PartConfig], _part("objective")] = Field(
@@ -149,6 +161,13 @@ class RunConfig(Strict):
         return self.infrastructure.micro_batch or self.batch_size // self.infrastructure.workers
 
 
+PART_KINDS = {
+    "tokenizer": "tokenizer",
+    "objective": "objective",
+    "losses": "loss",
+    "routing": "routing",
+    "optimizer": "optimizer",
+}
 NOT_IDENTITY = {"name", "infrastructure", "cache"}
 
 
@@ -159,32 +178,39 @@ def config_id(config: RunConfig) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _message(error: Mapping[str, Any], keys: PathKeys, model: type[BaseModel]) -> str:
+def _message(error: Mapping[str, Any], keys: PathKeys, model: type[BaseModel], data: Any) -> str:
     value = error.get("input")
     if error["type"] == "extra_forbidden":
-        allowed = sorted(_fields(model, keys[:-1]))
+        allowed = sorted(_fields(model, keys[:-1], data))
         return f"unknown key; {registry.choices(keys[-1], allowed)}" if allowed else "unknown key"
-    text = str(error["msg"]).removeprefix("Value error, ")
+    text = str(error["msg"]).removeprefix("Value error, ").replace("Input should", "must")
     shown = "" if error["type"] in {"missing", "value_error"} else f", got {value!r}"
     return text[0].lower() + text[1:] + shown
 
 
-def _fields(model: type[BaseModel], keys: PathKeys) -> list[str]:
-    """Names allowed at a path, as far as the static types tell."""
+def _fields(model: type[BaseModel], keys: PathKeys, data: Any) -> list[str]:
+    """Names allowed at a path: by the static types, and for a technique by the `use` that was written."""
+    if model is RunConfig and keys and keys[0] in PART_KINDS:
+        size = 2 if keys[0] == "losses" else 1
+        for key in keys[:size]:
+            data = data[key]
+        return _fields(registry.resolve(PART_KINDS[str(keys[0])], data["use"]).Config, keys[size:], data)
     for key in keys:
         info = model.model_fields.get(str(key))
         if info is None or not (isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)):
             return []
         model = info.annotation
-    return [] if model is PartConfig else list(model.model_fields)
+    return [info.alias or name for name, info in model.model_fields.items()]
 
 
-def problems_of(error: ValidationError, model: type[BaseModel], source: Source | None) -> list[Problem]:
-    """Turn pydantic's errors into ours, with file and line where the value was written."""
+def problems_of(
+    error: ValidationError, model: type[BaseModel], source: Source | None, data: Any
+) -> list[Problem]:
+    """Turn pydantic's errors about `data` into ours, with file and line where the value was written."""
     found = []
     for item in error.errors():
         keys = tuple(k for k in item["loc"] if k != "[key]")
-        message = _message(item, keys, model)
+        message = _message(item, keys, model, data)
         found.append(source.problem(keys, message) if source else Problem(dotted(keys), message))
     return found
 
@@ -201,4 +227,4 @@ def parse_run_config(data: Any, source: Source | None = None) -> RunConfig:
     try:
         return RunConfig.model_validate(dict(data))
     except ValidationError as error:
-        raise ConfigError(problems_of(error, RunConfig, source)) from error
+        raise ConfigError(problems_of(error, RunConfig, source, data)) from error

@@ -91,12 +91,18 @@ def _merge(base: Any, patch: Any, keys: PathKeys, marks: dict[PathKeys, tuple[st
         if value is None and keys == ("losses",):
             result.pop(key, None)
         else:
-            result[key] = _merge(base.get(key), value, (*keys, key), marks)
+            # A section not written yet is an empty one: `losses: {x: null}` must not put a null there.
+            before = base.get(key, {} if isinstance(value, dict) else None)
+            result[key] = _merge(before, value, (*keys, key), marks)
     return result
 
 
-def _collect(node: yaml.Node, keys: PathKeys, source: Source) -> None:
-    source.marks.setdefault(keys, (source.file, node.start_mark.line + 1))
+def _collect(node: yaml.Node, keys: PathKeys, source: Source, above: tuple[int, ...] = ()) -> None:
+    line = node.start_mark.line + 1
+    source.marks.setdefault(keys, (source.file, line))
+    if id(node) in above:
+        raise ConfigError([Problem(dotted(keys), "must not contain itself", source.file, line)])
+    above = (*above, id(node))
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key_node, value_node in node.value:
@@ -106,10 +112,10 @@ def _collect(node: yaml.Node, keys: PathKeys, source: Source) -> None:
                 raise ConfigError([Problem(dotted((*keys, key)), "is given twice", source.file, line)])
             seen.add(key)
             source.marks[(*keys, key)] = (source.file, line)
-            _collect(value_node, (*keys, key), source)
+            _collect(value_node, (*keys, key), source, above)
     elif isinstance(node, yaml.SequenceNode):
         for index, value_node in enumerate(node.value):
-            _collect(value_node, (*keys, index), source)
+            _collect(value_node, (*keys, index), source, above)
 
 
 def parse_yaml(text: str, file: str | None = None) -> Source:
@@ -128,6 +134,10 @@ def parse_yaml(text: str, file: str | None = None) -> Source:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise ConfigError([Problem("", f"is not valid YAML: {error.problem}", file, line)]) from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        found = f"is not valid YAML: character #x{ord(text[error.position]):04x} is not allowed"
+        raise ConfigError([Problem("", found, file, line)]) from error
     return source
 
 
