@@ -53,6 +53,11 @@ def _part(kind: str) -> BeforeValidator:
     return BeforeValidator(validate)
 
 
+def _use(name: str, **settings: Any) -> Any:
+    """Make a technique the default of its slot; validated like a written one."""
+    return Field(default_factory=lambda: {"use": name, **settings})
+
+
 class DataConfig(Strict):
     """Image-caption pairs in parquet; `embedded:NAME` generates the embedded world."""
 
@@ -134,22 +139,14 @@ class RunConfig(Strict):
     precision: Precision = "fp32_autocast_bf16"
     data: DataConfig = DataConfig()
     text: TextConfig = TextConfig()
-    tokenizer: Annotated[SerializeAsAny[PartConfig], _part("tokenizer")] = Field(
-        default_factory=lambda: {
-            "use": "autoencoder",
-            "path": "black-forest-labs/FLUX.1-dev",
-            "subfolder": "vae",
-        }  # type: ignore[arg-type, return-value]
+    tokenizer: Annotated[SerializeAsAny[PartConfig], _part("tokenizer")] = _use(
+        "autoencoder", path="black-forest-labs/FLUX.1-dev", subfolder="vae"
     )
     denoiser: DenoiserConfig = DenoiserConfig()
-    objective: Annotated[SerializeAsAny[PartConfig], _part("objective")] = Field(
-        default_factory=lambda: {"use": "velocity"}  # type: ignore[arg-type, return-value]
-    )
+    objective: Annotated[SerializeAsAny[PartConfig], _part("objective")] = _use("velocity")
     losses: dict[str, Annotated[SerializeAsAny[PartConfig], _part("loss")]] = Field(default_factory=dict)
     routing: Annotated[SerializeAsAny[PartConfig], _part("routing")] | None = None
-    optimizer: Annotated[SerializeAsAny[PartConfig], _part("optimizer")] = Field(
-        default_factory=lambda: {"use": "adamw"}  # type: ignore[arg-type, return-value]
-    )
+    optimizer: Annotated[SerializeAsAny[PartConfig], _part("optimizer")] = _use("adamw")
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cache: CacheConfig = CacheConfig()
