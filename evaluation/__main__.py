@@ -51,11 +51,12 @@ def main(
 ) -> None:
     """Print CMMD, DINO-MMD and FID between two folders of PNG or JPEG images."""
     try:
+        files = _listed(real, generated)
         chosen = _chosen_metrics(metrics)
         weights = _chosen_weights(chosen, {"clip": clip, "dino": dino, "inception": inception})
         paths = {role: path for role, (path, _) in weights.items()}
         spec = _spec(paths, chosen, resamples, batch_size, device, allow_few)
-        found = _compare_folders(real, generated, spec, weights)
+        found = _compare_folders(files, spec, weights)
     except (ValueError, FileNotFoundError) as error:
         typer.echo(f"evaluation: {error}", err=True)
         raise typer.Exit(USAGE_ERROR) from error
@@ -63,6 +64,12 @@ def main(
         typer.echo(json.dumps(_as_json(found), indent=2))
     else:
         _print_table(found)
+
+
+def _listed(real: Path, generated: Path) -> dict[str, list[Path]]:
+    from evaluation.images import list_images
+
+    return {"real": list_images(real), "generated": list_images(generated)}
 
 
 def _chosen_metrics(text: str) -> tuple[str, ...]:
@@ -120,21 +127,21 @@ def _spec(
 
 
 def _compare_folders(
-    real: Path, generated: Path, spec: EvaluationSpec, weights: dict[str, tuple[str, str]]
+    files: dict[str, list[Path]], spec: EvaluationSpec, weights: dict[str, tuple[str, str]]
 ) -> Comparison:
     from evaluation.evaluate import check_count, compare
-    from evaluation.images import embed_files, list_images
+    from evaluation.images import embed_files
     from evaluation.metrics import ESTIMATORS
 
-    real_files, generated_files = list_images(real), list_images(generated)
     extractors = spec.load_extractors()
-    check_count(len(real_files), spec, extractors, f"number of images in {real}")
-    check_count(len(generated_files), spec, extractors, f"number of images in {generated}")
-    real_rows = embed_files(real_files, extractors, batch_size=spec.batch_size)
-    generated_rows = embed_files(generated_files, extractors, batch_size=spec.batch_size)
+    for listed in files.values():
+        check_count(len(listed), spec, extractors, f"number of images in {listed[0].parent}")
+    rows = {
+        side: embed_files(listed, extractors, batch_size=spec.batch_size) for side, listed in files.items()
+    }
     return Comparison(
-        values=compare(generated_rows, real_rows, spec),
-        counts={"real": len(real_files), "generated": len(generated_files)},
+        values=compare(rows["generated"], rows["real"], spec),
+        counts={side: len(listed) for side, listed in files.items()},
         estimators={name: ESTIMATORS[name] for name in spec.metrics},
         weights={role: label for role, (_, label) in weights.items()},
         versions={role: extractor.version for role, extractor in extractors.items()},

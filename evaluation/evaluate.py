@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from evaluation.adherence import AttributeReader, Attributes, adherence, load_reader
@@ -35,7 +36,8 @@ class EvaluationSpec:
 
     `allow_few` lets FID go on with no more samples than features, where its covariance is singular.
 
-    Raises: ValueError for an unknown metric, a metric without weights, or fewer than two resamples.
+    Raises: ValueError for an unknown metric, a metric without weights, a device that is not there, or fewer than two
+        resamples.
     """
 
     clip: str | Path | None = None
@@ -62,6 +64,7 @@ class EvaluationSpec:
         for field in ("resamples", "fid_resamples"):
             if getattr(self, field) < 2:
                 raise ValueError(f"evaluation.{field} must be at least 2, got {getattr(self, field)}")
+        _check_device(self.device)
 
     def load_extractors(self) -> dict[str, Extractor]:
         """Load the embedding networks that the metrics need, by role."""
@@ -73,6 +76,15 @@ class EvaluationSpec:
         if "adherence" not in self.metrics or self.reader is None:
             return None
         return load_reader(self.reader, device=self.device)
+
+
+def _check_device(name: str) -> None:
+    kinds = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    kind, _, index = name.partition(":")
+    if kind not in kinds or (index and not index.isdigit()):
+        raise ValueError(
+            f"evaluation.device must be one of {', '.join(kinds)} (with an optional :index), got {name!r}"
+        )
 
 
 def compare(

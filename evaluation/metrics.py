@@ -171,11 +171,11 @@ def normalise(embeddings: Embeddings, name: str = "embeddings") -> Tensor:
     Shapes: [n, d] -> [n, d].
     Raises: ValueError for a row of zeros, which has no direction.
     """
-    rows = _tensor(embeddings).double()
+    rows = _tensor(embeddings).to(torch.float64, copy=True)
     lengths = rows.norm(dim=1, keepdim=True)
     if bool((lengths == 0).any()):
         raise ValueError(f"{name} must not contain a row of zeros, got one at row {int(lengths.argmin())}")
-    return rows / lengths
+    return rows.div_(lengths)
 
 
 def checked_pair(metric: str, x: Embeddings, y: Embeddings) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,6 @@ Shape letters: B batch, C=3 channels, H W image grid, S network input side.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from evaluation.weights import read_json
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 # Frozen in every stored embedding's identity: raise a role's number when its pixels change in any way.
@@ -71,7 +72,7 @@ def read_preprocessing(role: str, folder: Path, model_size: int | None) -> Prepr
     image size the model was built for, and without that the crop size.
     """
     file = folder / PREPROCESSOR_FILE
-    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings = read_json(file)
     height, width = _input_size(role, settings, model_size, file)
     mean, std = (_channels(settings, key, file) for key in ("image_mean", "image_std"))
     if min(std) <= 0:

@@ -57,25 +57,40 @@ def folder_hash(folder: Path) -> str:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Read a model folder's settings."""
-    return json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    return read_json(folder / CONFIG_FILE)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read one JSON object.
+
+    Raises: ValueError naming the file if it holds anything else.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} must be JSON, got {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} must hold one JSON object, got {type(found).__name__}")
+    return found
 
 
 def load_model(model_class: Any, folder: Path, **options: Any) -> Any:
     """Load a transformers model in float32 for inference and refuse weights that do not fill it.
 
-    Raises: ValueError naming the first tensors that the file lacks: they would otherwise stay random.
+    Raises: ValueError for files that cannot be read, or naming the first tensors that they lack: those would
+        otherwise stay random.
     """
     import torch
+    from safetensors import SafetensorError
 
-    with _quiet():
-        model, info = model_class.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-            **options,
-        )
+    required = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+    try:
+        with _quiet():
+            model, info = model_class.from_pretrained(folder, dtype=torch.float32, **required, **options)
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise ValueError(
+            f"weights folder {folder} must load as {model_class.__name__}, got {error}"
+        ) from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(
