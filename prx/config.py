@@ -46,8 +46,9 @@ def _part(kind: str) -> BeforeValidator:
     def validate(value: Any) -> Any:
         if isinstance(value, PartConfig):
             return value
-        if not isinstance(value, Mapping) or "use" not in value:
-            raise ValueError(f"must be a mapping with `use`, one of {', '.join(registry.names(kind))}")
+        if not isinstance(value, Mapping) or not isinstance(value.get("use"), str):
+            known = ", ".join(registry.names(kind)) or "none yet"
+            raise ValueError(f"must be a mapping with `use`, one of {known}; got {value!r}")
         return registry.resolve(kind, value["use"]).Config.model_validate(dict(value))
 
     return BeforeValidator(validate)
@@ -180,7 +181,7 @@ def _message(error: Mapping[str, Any], keys: PathKeys, model: type[BaseModel], d
     if error["type"] == "extra_forbidden":
         allowed = sorted(_fields(model, keys[:-1], data))
         return f"unknown key; {registry.choices(keys[-1], allowed)}" if allowed else "unknown key"
-    text = str(error["msg"]).removeprefix("Value error, ").replace("Input should", "must")
+    text = str(error["msg"]).removeprefix("Value error, ").replace("Input should", "must").replace("Field required", "is required")
     shown = "" if error["type"] in {"missing", "value_error"} else f", got {value!r}"
     return text[0].lower() + text[1:] + shown
 
