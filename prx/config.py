@@ -181,7 +181,8 @@ def _message(error: Mapping[str, Any], keys: PathKeys, model: type[BaseModel], d
     if error["type"] == "extra_forbidden":
         allowed = sorted(_fields(model, keys[:-1], data))
         return f"unknown key; {registry.choices(keys[-1], allowed)}" if allowed else "unknown key"
-    text = str(error["msg"]).removeprefix("Value error, ").replace("Input should", "must").replace("Field required", "is required")
+    text = str(error["msg"]).removeprefix("Value error, ")
+    text = text.replace("Input should", "must").replace("Field required", "is required")
     shown = "" if error["type"] in {"missing", "value_error"} else f", got {value!r}"
     return text[0].lower() + text[1:] + shown
 
