@@ -36,8 +36,8 @@ class EvaluationSpec:
 
     `allow_few` lets FID go on with no more samples than features, where its covariance is singular.
 
-    Raises: ValueError for an unknown metric, a metric without weights, a device that is not there, or fewer than two
-        resamples.
+    Raises: ValueError for an unknown metric, a metric without weights, a device that is not there, or fewer
+        than two resamples.
     """
 
     clip: str | Path | None = None
@@ -83,7 +83,7 @@ def _check_device(name: str) -> None:
     kind, _, index = name.partition(":")
     if kind not in kinds or (index and not index.isdigit()):
         raise ValueError(
-            f"evaluation.device must be one of {', '.join(kinds)} (with an optional :index), got {name!r}"
+            f"evaluation.device must be one of {', '.join(kinds)} (or with :index), got {name!r}"
         )
 
 

@@ -216,8 +216,8 @@ def _checked(metric: str, name: str, values: Embeddings) -> Tensor:
         raise ValueError(f"{metric}: {name} must have shape [samples, width], got {list(rows.shape)}")
     if len(rows) < 2:
         raise ValueError(f"{metric}: {name} must have at least 2 samples, got {len(rows)}")
-    if not bool(torch.isfinite(rows).all()):
-        bad = int((~torch.isfinite(rows)).any(dim=1).sum())
+    bad = sum(int((~torch.isfinite(block)).any(dim=1).sum()) for block in rows.split(CHUNK))
+    if bad:
         raise ValueError(f"{metric}: {name} must be finite, got {bad} rows with NaN or infinity")
     return rows
 
