@@ -1,0 +1,190 @@
+"""The sweep's YAML, typed and strict: what is varied, what decides, how long each trial trains.
+
+A level of an axis is the name of a level in the technique catalogue, or is written out in place:
+
+    axes:
+      alignment: [none, repa_dinov2, {name: repa_strong, patch: {losses.repa.weight: 2.0}}]
+
+`patch` and `set` hold configuration values; a key may be dotted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, ValidationError
+
+from prx.config import PositiveFloat, Strict, problems_of
+from prx.errors import ConfigError, Problem
+from prx.registry import choices
+from prx.yamlsource import Source, read_yaml
+from sweeps import rules
+from sweeps.designs import DESIGNS
+from sweeps.metrics import METRICS, QUALITY, Direction
+
+LATER = {"search": "is not available in this version; remove it, and list the values to try as levels"}
+"""Keys that are planned. They are refused by name, because ignoring one would train something else."""
+
+Seed = Annotated[int, Field(ge=0)]
+
+
+def _spelled(pattern: str, rule: str) -> AfterValidator:
+    def validate(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"must be {rule}, got {value!r}")
+        return value
+
+    return AfterValidator(validate)
+
+
+Slug = Annotated[str, _spelled(r"[a-z0-9][a-z0-9_-]{0,63}", "at most 64 of a-z, 0-9, - and _")]
+AxisName = Annotated[str, _spelled(r"[a-z][a-z0-9_]*", "a-z, 0-9 and _, like a column of a table")]
+LevelName = Annotated[str, _spelled(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", "letters, digits, _ . + and -")]
+
+
+def _choice(allowed: tuple[str, ...]) -> AfterValidator:
+    def validate(value: str) -> str:
+        if value not in allowed:
+            raise ValueError(choices(value, list(allowed)))
+        return value
+
+    return AfterValidator(validate)
+
+
+MetricName = Annotated[str, _choice(tuple(METRICS))]
+
+
+class InlineLevel(Strict):
+    """A level written in the sweep itself; `patch` is laid over the base configuration."""
+
+    name: LevelName
+    patch: dict[str, Any]
+    summary: str = ""
+
+
+def _level(value: Any) -> Any:
+    if isinstance(value, str | InlineLevel):
+        return value
+    if isinstance(value, Mapping):
+        return InlineLevel.model_validate(dict(value))
+    raise ValueError(f"must be a level's name (quote numbers, yes and no) or {{name, patch}}, got {value!r}")
+
+
+Level = Annotated[LevelName | InlineLevel, BeforeValidator(_level)]
+
+
+class SchedulerSpec(Strict):
+    """How losers are stopped early. With `none` every trial trains to its end; the other keys then wait.
+
+    `grace_steps` is the first rung (default: the first evaluation); each later rung is `reduction_factor`
+    times as far, and about one in `reduction_factor` goes on.
+    """
+
+    use: Annotated[str, _choice(("halving", "asha", "none"))] = "none"
+    metric: Annotated[str, _choice(QUALITY)] = "cmmd"
+    grace_steps: PositiveInt | None = None
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    noise_aware: bool = True
+
+
+class TrialSpec(Strict):
+    """How long each trial trains, when it is measured, and how it is executed (default: as the base says)."""
+
+    steps: PositiveInt
+    eval_every: PositiveInt
+    workers: PositiveInt | None = None
+    zero_stage: Annotated[int, Field(ge=0, le=3)] | None = None
+
+
+class BudgetSpec(Strict):
+    """When to stop, whatever is left."""
+
+    hours: PositiveFloat
+
+
+class SweepSpec(Strict):
+    """One sweep. Cells are combinations of levels, trials are cells times seeds."""
+
+    name: Slug
+    base: str
+    catalogue: str | None = None
+    axes: Annotated[dict[AxisName, Annotated[list[Level], Field(min_length=1)]], Field(min_length=1)]
+    design: Annotated[str, _choice(tuple(DESIGNS))] = "grid"
+    baseline: dict[str, str] = Field(default_factory=dict)
+    exclude: list[dict[str, str]] = Field(default_factory=list)
+    objectives: Annotated[dict[MetricName, Direction], Field(min_length=1)] = {"cmmd": "min"}
+    scheduler: SchedulerSpec = SchedulerSpec()
+    seeds: Annotated[list[Seed], Field(min_length=1)] = Field(default_factory=lambda: [0])
+    trial: TrialSpec
+    budget: BudgetSpec | None = None
+    overrides: dict[str, Any] = Field(default_factory=dict, alias="set")
+
+    def baseline_levels(self) -> dict[str, str]:
+        """Give the level of every axis that all cells are compared with."""
+        return {axis: self.baseline.get(axis, level_name(levels[0])) for axis, levels in self.axes.items()}
+
+    def rungs(self) -> tuple[int, ...]:
+        """Give the steps at which losers are stopped; none without a scheduler."""
+        if self.scheduler.use == "none":
+            return ()
+        found, step = [], self.scheduler.grace_steps or self.trial.eval_every
+        while step < self.trial.steps:
+            found.append(step)
+            step *= self.scheduler.reduction_factor
+        return tuple(found)
+
+
+def level_name(level: str | InlineLevel) -> str:
+    """Give the name of a level, however it was written."""
+    return level if isinstance(level, str) else level.name
+
+
+# Stand-ins for required sections that are missing or wrong, so that the rules still see the others.
+_STAND_INS: dict[str, Any] = {
+    "name": "unnamed",
+    "base": "embedded",
+    "axes": {"none": ["none"]},
+    "trial": {"steps": 1, "eval_every": 1},
+}
+
+
+def load_spec(path: Path) -> tuple[SweepSpec, Source]:
+    """Read a sweep.
+
+    Raises:
+        ConfigError: Every problem at once: keys, types, values, rules between sections, unknown levels.
+    """
+    source = read_yaml(path)
+    return parse_spec(source), source
+
+
+def parse_spec(source: Source) -> SweepSpec:
+    """Validate a sweep that has been read; raises as `load_spec`."""
+    data = source.data
+    if not isinstance(data, Mapping):
+        message = f"must be a mapping with name, base, axes and trial, got {data!r}"
+        raise ConfigError([Problem("", message, source.file, 1)])
+    found = [source.problem((key,), message) for key, message in LATER.items() if key in data]
+    spec, wrong, problems = _validate({key: value for key, value in data.items() if key not in LATER}, source)
+    found += problems
+    for needed, rule in rules.RULES:
+        if not wrong.intersection(needed):
+            found += rule(spec, source)
+    if found:
+        raise ConfigError(sorted(found, key=lambda problem: problem.line or 0))
+    return spec
+
+
+def _validate(data: dict[str, Any], source: Source) -> tuple[SweepSpec, set[str], list[Problem]]:
+    """Validate; where sections are wrong, say so and go on with the others."""
+    try:
+        return SweepSpec.model_validate(data), set(), []
+    except ValidationError as error:
+        problems = problems_of(error, SweepSpec, source, data)
+        wrong = {str(item["loc"][0]) for item in error.errors()}
+    good = {key: value for key, value in data.items() if str(key) not in wrong}
+    stand_ins = {key: value for key, value in _STAND_INS.items() if key in wrong}
+    return SweepSpec.model_validate(good | stand_ins), wrong, problems
