@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from prx.errors import Problem
@@ -56,7 +56,7 @@ def _decided(patch: Source, keys: PathKeys) -> Iterator[Problem]:
     for path, where in DECIDED.items():
         data: Any = patch.data
         for key in path:
-            data = data.get(key, _ABSENT) if isinstance(data, Mapping) else _ABSENT
+            data = data.get(key, _ABSENT) if isinstance(data, dict) else _ABSENT
         if data is not _ABSENT:
             name = ".".join(str(key) for key in path)
             file, line = patch.mark(path)
@@ -83,7 +83,7 @@ def clash(base: Source, first: Source, second: Source) -> tuple[PathKeys, Any, A
 
 def differences(before: Any, after: Any, keys: PathKeys = ()) -> Iterator[tuple[PathKeys, Any, Any]]:
     """List the paths at which two trees differ, with both values; what is absent on one side is None."""
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
+    if isinstance(before, dict) and isinstance(after, dict):
         for key in [*before, *(key for key in after if key not in before)]:
             yield from differences(before.get(key), after.get(key), (*keys, key))
     elif before != after:

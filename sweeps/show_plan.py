@@ -1,0 +1,121 @@
+"""A plan for people: what is trained, how each cell differs from the baseline, what is left out and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from sweeps.plan import SEPARATOR, Cell, Dropped, Plan
+
+LIMIT = 60
+
+
+def render_plan(plan: Plan, limit: int = LIMIT) -> RenderableType:
+    """Lay a plan out; of cells and of left-out combinations at most `limit` each are shown."""
+    parts: list[RenderableType] = [_summary(plan), _cells(plan.cells, limit)]
+    if plan.dropped:
+        parts.append(_dropped(plan.dropped, limit))
+    return Group(*parts)
+
+
+def least_steps(plan: Plan) -> int:
+    """Count the steps of all trials when every rung stops all it can: ties and the baseline may add to it."""
+    alive, before, steps = len(plan.cells), 0, 0
+    for rung in (*plan.spec.rungs(), plan.spec.trial.steps):
+        steps += alive * (rung - before)
+        alive, before = math.ceil(alive / plan.spec.scheduler.reduction_factor), rung
+    return steps * len(plan.spec.seeds)
+
+
+def _summary(plan: Plan) -> Text:
+    spec, seeds = plan.spec, len(plan.spec.seeds)
+    trials = (
+        f"{_count(len(plan.cells), 'cell')} × {_count(seeds, 'seed')} = {_count(len(plan.trials), 'trial')}"
+    )
+    lines = [
+        f"{spec.design} over {', '.join(spec.axes)}; base {spec.base}",
+        f"{trials} of {spec.trial.steps:,} steps, {plan.total_steps:,} steps in all",
+        _early(plan),
+    ]
+    if spec.budget:
+        lines.append(f"budget {spec.budget.hours:g} hours")
+    text = Text(spec.name, style="bold")
+    return text.append("\n" + "\n".join(lines), style="not bold")
+
+
+def _early(plan: Plan) -> str:
+    spec, rungs = plan.spec, plan.spec.rungs()
+    evaluations = f"evaluated every {spec.trial.eval_every:,} steps"
+    if not rungs:
+        return f"{evaluations}; no early stopping"
+    at = ", ".join(f"{rung:,}" for rung in rungs)
+    share = f"about 1 in {spec.scheduler.reduction_factor} goes on"
+    least = f" (at least {least_steps(plan):,} steps in all)" if spec.scheduler.use == "halving" else ""
+    return f"{evaluations}; {spec.scheduler.use} on {spec.scheduler.metric} at {at}: {share}{least}"
+
+
+def _cells(cells: Sequence[Cell], limit: int) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("cell")
+    table.add_column("differs from the baseline in", overflow="fold")
+    for cell in cells[:limit]:
+        changes = (
+            _baseline(cells) if cell.is_baseline else [_change(p, *v) for p, v in cell.difference.items()]
+        )
+        table.add_row(Text(cell.name, style="bold" if cell.is_baseline else ""), Text("; ").join(changes))
+    _rest(table, len(cells) - limit, "cells")
+    return table
+
+
+def _baseline(cells: Sequence[Cell]) -> list[Text]:
+    """Write what the baseline has where others differ; parts that only others have go without saying."""
+    values = {path: before for cell in cells for path, (before, _) in cell.difference.items()}
+    shown = [_setting(path, value) for path, value in values.items() if value is not None]
+    return [Text("(the baseline)", style="dim"), *shown]
+
+
+def _dropped(dropped: Sequence[Dropped], limit: int) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column(f"left out ({len(dropped):,})", style="dim")
+    table.add_column("because", overflow="fold")
+    for item in dropped[:limit]:
+        table.add_row(Text(SEPARATOR.join(item.levels.values())), Text("\n".join(item.reasons)))
+    _rest(table, len(dropped) - limit, "combinations")
+    return table
+
+
+def _rest(table: Table, number: int, what: str) -> None:
+    if number > 0:
+        table.add_row(Text(f"and {number:,} more {what}", style="dim"), "")
+
+
+def _change(path: str, before: Any, after: Any) -> Text:
+    """Write one difference by its new value; a part that is added comes with its settings."""
+    if after is None and isinstance(before, dict):
+        return Text(f"- {path}", style="red")
+    added = before is None and isinstance(after, dict)
+    return Text("+ ", style="green").append(_setting(path, after)) if added else _setting(path, after)
+
+
+def _setting(path: str, value: Any) -> Text:
+    name = Text(path, style="cyan")
+    if not isinstance(value, dict):
+        return Text.assemble(name, " ", _short(value))
+    inner = {key: item for key, item in value.items() if item is not None}
+    if inner.get("use") == path.split(".")[-1]:
+        del inner["use"]
+    return Text.assemble(name, " ", ", ".join(f"{key} {_short(item)}" for key, item in inner.items()))
+
+
+def _short(value: Any) -> str:
+    return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
