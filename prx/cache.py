@@ -53,7 +53,11 @@ class Encoded:
     def _map(self, file: Path, size: int) -> dict[str, np.ndarray]:
         if not file.is_file() or file.stat().st_size != size:
             raise DataError(f"{file} is damaged: it should have {size} bytes; remove {file.parent} to encode it again")
-        batch = pa.ipc.open_file(pa.memory_map(str(file))).get_batch(0)
+        try:
+            batch = pa.ipc.open_file(pa.memory_map(str(file))).get_batch(0)
+        except (pa.ArrowException, OSError) as error:
+            message = f"{file} is damaged ({error}); remove {file.parent} to encode it again"
+            raise DataError(message) from error
         found = {}
         for name, (dtype, shape) in self.manifest["columns"].items():
             buffer = batch.column(name).buffers()[1]

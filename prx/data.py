@@ -114,6 +114,8 @@ def batches(dataset: Dataset, columns: Sequence[str], size: int) -> Iterator[tup
     """
     left = dataset.num
     for file in dataset.files:
+        if not left:
+            return
         row = 0
         try:
             for batch in pq.ParquetFile(file).iter_batches(batch_size=size, columns=list(columns)):
@@ -137,6 +139,24 @@ def decode_images(where: str, contents: list[Any], size: int) -> Tensor:
         data = content.get("bytes") if isinstance(content, dict) else content
         rows.append(pictures.decode(data, size, f"{where} + {offset}"))
     return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()
+
+
+def _attributes(where: str, rows: list[Any]) -> list[dict[str, str]]:
+    """Parse JSON objects of attributes.
+
+    Raises:
+        DataError: Names the row that is none.
+    """
+    found = []
+    for offset, row in enumerate(rows):
+        try:
+            parsed = json.loads(row)
+        except (TypeError, json.JSONDecodeError) as error:
+            raise DataError(f"{where} + {offset}: attributes must be a JSON object ({error})") from error
+        if not isinstance(parsed, dict):
+            raise DataError(f"{where} + {offset}: attributes must be a JSON object, got {row!r}")
+        found.append(parsed)
+    return found
 
 
 def train_set(config: DataConfig, root: Path) -> Dataset:
@@ -172,6 +192,6 @@ def reference_set(config: RunConfig, cache: Path) -> ReferenceSet:
         found.append(decode_images(where, batch[data.image_column], data.image_size))
         prompts += [str(text) for text in batch[data.prompt_column]]
         if data.attributes_column:
-            attributes += [json.loads(text) for text in batch[data.attributes_column]]
+            attributes += _attributes(where, batch[data.attributes_column])
     fingerprint = f"{dataset.fingerprint}-{num}-{data.image_size}"
     return ReferenceSet(torch.cat(found), prompts, attributes if data.attributes_column else None, fingerprint)

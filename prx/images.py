@@ -15,6 +15,11 @@ from prx.errors import DataError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# PIL reports a broken PNG chunk as SyntaxError, and a bomb as an exception of its own.
+UNREADABLE = (
+    *(UnidentifiedImageError, OSError, ValueError, TypeError),
+    *(SyntaxError, Image.DecompressionBombError),
+)
 
 
 def decode(content: bytes, size: int, where: str) -> np.ndarray:
@@ -26,7 +31,7 @@ def decode(content: bytes, size: int, where: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(content)) as image:
             rgb = image.convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{where}: is not a readable image ({error})") from error
     scale = size / min(rgb.size)
     if scale != 1:

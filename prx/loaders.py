@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from prx.errors import UserError
 
 EMBEDDED = "embedded:"
@@ -39,6 +41,33 @@ def options(path: str, subfolder: str | None = None, revision: str | None = None
     return given
 
 
+def load(
+    model_class: Any, path: str, subfolder: str | None = None, revision: str | None = None, **given: Any
+) -> Any:
+    """Load a frozen model whole, in evaluation mode; `given` goes to `from_pretrained`.
+
+    The libraries only log tensors that the file lacks and leave them random.
+
+    Raises:
+        UserError: Weights are missing, damaged, incomplete, or of another model.
+    """
+    target = resolve(path)
+    given |= options(target, subfolder, revision)
+    try:
+        model, info = model_class.from_pretrained(target, output_loading_info=True, **given)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise UserError(f"{path!r}: the weights cannot be loaded ({_first_line(error)})") from error
+    missing = sorted(str(name) for name in info["missing_keys"])
+    if missing:
+        count = f"{len(missing)} tensors of {type(model).__name__}"
+        raise UserError(f"{path!r}: the weights lack {count}, the first is {missing[0]}")
+    return model.eval().requires_grad_(False)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].strip()
+
+
 def read_config(path: str, subfolder: str | None = None, revision: str | None = None) -> dict[str, Any]:
     """Read a model's config.json without its weights.
 
@@ -65,11 +94,14 @@ def read_config(path: str, subfolder: str | None = None, revision: str | None = 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing; a model folder is what save_pretrained() writes") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} must hold a JSON object, as save_pretrained() writes it")
+    return found
 
 
 def identity(path: str, subfolder: str | None = None, revision: str | None = None) -> str:

@@ -67,7 +67,7 @@ def plan(config: RunConfig, root: Path) -> Caches:
         latents=_latent_job(config, train),
         texts={column: _text_job(config, train, column) for column in config.data.captions},
         null=_null_job(config),
-        prompts=_text_job(config, held_out, config.data.prompt_column),
+        prompts=_text_job(config, held_out, config.data.prompt_column, "prompts"),
         targets=targets,
     )
 
@@ -78,11 +78,10 @@ def prepare(configs: Sequence[RunConfig], root: Path, report: Report) -> None:
     Raises:
         DataError: Data is missing, corrupt, unreadable, or the cache would exceed `cache.max_gb`.
     """
-    for config in configs:
-        for job in plan(config, root).all():
-            if cache.exists(root, job.key):
-                continue
-            _check_size(job, config.cache.max_gb)
+    jobs = {job.key.digest: job for config in configs for job in plan(config, root).all()}
+    _check_size(list(jobs.values()), min((config.cache.max_gb for config in configs), default=0.0))
+    for job in jobs.values():
+        if not cache.exists(root, job.key):
             cache.write(root, job.key, _reported(job, report))
 
 
@@ -95,10 +94,14 @@ def _reported(job: Job, report: Report) -> Iterator[Mapping[str, Tensor]]:
         report(job.what, done, job.num)
 
 
-def _check_size(job: Job, max_gb: float) -> None:
-    gigabytes = job.num * job.row_values * 2 / 1e9
-    if gigabytes > max_gb:
-        raise DataError(f"cache.max_gb: {job.what} would take {gigabytes:.1f} GB, at most {max_gb} GB are allowed")
+def _check_size(jobs: Sequence[Job], max_gb: float) -> None:
+    """Compare the sum with the limit: a disk that holds each encoding may not hold all of them."""
+    sizes = [(job.num * job.row_values * 2 / 1e9, job.what) for job in jobs]
+    total = sum(size for size, _ in sizes)
+    if total > max_gb:
+        size, what = max(sizes)
+        rule = f"the encodings would take {total:.3g} GB, {what} {size:.3g} GB of it"
+        raise DataError(f"cache.max_gb: {rule}; at most {max_gb:g} GB are allowed")
 
 
 def _half(values: Tensor, what: str) -> Tensor:
@@ -145,7 +148,7 @@ def _teacher_job(config: RunConfig, dataset: Dataset, path: str, grid: tuple[int
     return Job(CacheKey("teacher", encoder, dataset.fingerprint), f"teacher ({path})", dataset.num, values, parts)
 
 
-def _text_job(config: RunConfig, dataset: Dataset, column: str) -> Job:
+def _text_job(config: RunConfig, dataset: Dataset, column: str, role: str = "captions") -> Job:
     path, limit = config.text.encoder, config.text.max_tokens
 
     def captions() -> Iterator[list[str]]:
@@ -161,7 +164,7 @@ def _text_job(config: RunConfig, dataset: Dataset, column: str) -> Job:
             yield _encoded(encoder, rows, longest)
 
     key = CacheKey("text", f"{text.identity(path, limit)}:{column}", dataset.fingerprint)
-    return Job(key, f"captions ({column})", dataset.num, limit * text.text_width(path), parts)
+    return Job(key, f"{role} ({column})", dataset.num, limit * text.text_width(path), parts)
 
 
 def _null_job(config: RunConfig) -> Job:

@@ -7,12 +7,13 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch import nn
 
 from prx import denoiser, loaders, registry, rng, teachers, text
 from prx.config import RunConfig
 from prx.errors import Problem, UserError
 from prx.interfaces import ImageTokenizer, LossTerm, Objective, OptimizerFactory, RunShape
-from prx.train_step import TrainStep
+from prx.train_step import MAIN_TERM, TrainStep
 
 PURE_STAGES = "1..3"
 
@@ -107,9 +108,18 @@ def _parts(config: RunConfig, shape: RunShape) -> Iterator[Problem]:
         for key, message in technique.problems(part, shape):
             yield Problem(f"{path}.{key}", message)
         if kind == "loss":
+            yield from _name_problems(path)
             yield from _loss_problems(config, path, technique.teacher(part, shape))
     if any(_pairs(part) for part in config.losses.values()) and config.batch_size < 2:
         yield Problem("batch_size", "must be at least 2 for a loss that pairs samples, got 1")
+
+
+def _name_problems(path: str) -> Iterator[Problem]:
+    """A term's name keys modules, metrics and config paths; some names are taken there."""
+    name = path.removeprefix("losses.")
+    if not name.isidentifier() or name in {"loss", MAIN_TERM} or hasattr(nn.ModuleDict(), name):
+        rule = f"must be named by letters, digits and _, and not loss, {MAIN_TERM} or what a module has"
+        yield Problem(path, f"{rule}, got {name!r}")
 
 
 def _loss_problems(config: RunConfig, path: str, spec: Any) -> Iterator[Problem]:

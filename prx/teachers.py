@@ -44,12 +44,10 @@ class Teacher:
         from transformers import AutoModel
 
         self.width = teacher_width(path)
-        target = loaders.resolve(path)
-        model = AutoModel.from_pretrained(target, dtype=torch.float32, **loaders.options(target))
-        self.model = model.eval().requires_grad_(False).to(device)
-        self.patch = int(model.config.patch_size)
-        self.prefix = 1 + int(getattr(model.config, "num_register_tokens", 0))
-        self.mean, self.std = _statistics(Path(target))
+        self.model = loaders.load(AutoModel, path, dtype=torch.float32).to(device)
+        self.patch = int(self.model.config.patch_size)
+        self.prefix = 1 + int(getattr(self.model.config, "num_register_tokens", 0))
+        self.mean, self.std = _statistics(Path(loaders.resolve(path)))
 
     @torch.no_grad()
     def tokens(self, images: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from prx import loaders
+from prx.errors import UserError
 
 VERSION = 1
 
@@ -18,10 +19,16 @@ def identity(path: str, max_tokens: int) -> str:
 
 
 def text_width(path: str) -> int:
-    """Read the width of the embeddings without loading weights."""
+    """Read the width of the embeddings without loading weights.
+
+    Raises:
+        UserError: The folder holds no text encoder.
+    """
     found = loaders.read_config(path)
-    inner = found.get("encoder") if isinstance(found.get("encoder"), dict) else found
-    return int(inner["hidden_size"])  # type: ignore[index]
+    inner = found["encoder"] if isinstance(found.get("encoder"), dict) else found
+    if "hidden_size" not in inner:
+        raise UserError(f"{path!r} holds no text encoder: its config.json has no hidden_size")
+    return int(inner["hidden_size"])
 
 
 class TextEncoder:
@@ -35,9 +42,12 @@ class TextEncoder:
 
         target = loaders.resolve(path)
         local = loaders.options(target)["local_files_only"]
-        self.tokenizer = AutoTokenizer.from_pretrained(target, local_files_only=local, padding_side="right")
-        model = T5GemmaEncoderModel.from_pretrained(target, dtype=torch.float32, **loaders.options(target))
-        self.model = model.eval().requires_grad_(False).to(device)
+        try:
+            given = {"local_files_only": local, "padding_side": "right"}
+            self.tokenizer = AutoTokenizer.from_pretrained(target, **given)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path!r}: the text tokenizer cannot be loaded ({error})") from error
+        self.model = loaders.load(T5GemmaEncoderModel, path, dtype=torch.float32).to(device)
         self.max_tokens = max_tokens
         self.device = device
 

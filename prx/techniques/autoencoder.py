@@ -42,17 +42,13 @@ class Autoencoder(ImageTokenizer):
         import diffusers
 
         self.config = config
-        path = loaders.resolve(config.path)
-        name = loaders.read_config(config.path, config.subfolder, config.revision).get("_class_name")
-        model_class = getattr(diffusers, _class_name(config.path, name))
-        model = model_class.from_pretrained(
-            path,
-            torch_dtype=torch.float32,
-            low_cpu_mem_usage=False,
-            **loaders.options(path, config.subfolder, config.revision),
-        )
-        self.model = model.eval().requires_grad_(False).to(device)
-        self.channels, self.downsample = self.geometry(config)
+        where = (config.path, config.subfolder, config.revision)
+        found = loaders.read_config(*where)
+        name = _class_name(config.path, found.get("_class_name"))
+        self.channels, self.downsample = _declared(config, *_geometry(config.path, found))
+        model_class = getattr(diffusers, name)
+        model = loaders.load(model_class, *where, torch_dtype=torch.float32, low_cpu_mem_usage=False)
+        self.model = model.to(device)
         self.is_flux2 = name == "AutoencoderKLFlux2"
 
     @classmethod
@@ -62,7 +58,7 @@ class Autoencoder(ImageTokenizer):
             return config.channels, config.downsample
         found = loaders.read_config(config.path, config.subfolder, config.revision)
         _class_name(config.path, found.get("_class_name"))
-        return found["latent_channels"], 2 ** (len(found["block_out_channels"]) - 1)
+        return _geometry(config.path, found)
 
     @classmethod
     def problems(cls, config: Any, shape: RunShape) -> list[tuple[str, str]]:
@@ -125,3 +121,24 @@ def _class_name(path: str, name: str | None) -> str:
     if name not in known:
         raise UserError(f"tokenizer.path: {path!r} holds a {name}, must hold one of {', '.join(known)}")
     return str(name)
+
+
+def _geometry(path: str, found: dict[str, Any]) -> tuple[int, int]:
+    for key in ("latent_channels", "block_out_channels"):
+        if key not in found:
+            raise UserError(f"tokenizer.path: config.json of {path!r} has no {key}")
+    return found["latent_channels"], 2 ** (len(found["block_out_channels"]) - 1)
+
+
+def _declared(config: Any, channels: int, downsample: int) -> tuple[int, int]:
+    """Refuse a declared geometry that the model contradicts: moments would pass for a latent.
+
+    Raises:
+        UserError: Declared channels or downsample are not the model's.
+    """
+    if config.channels not in (None, channels):
+        raise UserError(f"tokenizer.channels: {config.path!r} has {channels} channels, got {config.channels}")
+    if config.downsample not in (None, downsample):
+        rule = f"{config.path!r} reduces {downsample}x"
+        raise UserError(f"tokenizer.downsample: {rule}, got {config.downsample}")
+    return channels, downsample
