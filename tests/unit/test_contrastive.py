@@ -65,7 +65,8 @@ def test_optimum_on_gaussian_data_is_too_long_by_a_known_factor(t):
     factor = torch.tensor(0.0, requires_grad=True)
     # The loss is a parabola in the factor, so that its gradient at 0 and 1 gives the vertex.
     slopes = [
-        torch.autograd.grad(total((factor + at) * sample.noised, sample, partner), factor)[0] for at in (0.0, 1.0)
+        torch.autograd.grad(total((factor + at) * sample.noised, sample, partner), factor)[0]
+        for at in (0.0, 1.0)
     ]
     vertex = float(slopes[0] / (slopes[0] - slopes[1]))
     best = (t - (1 - t)) / ((1 - t) ** 2 + t**2)
@@ -104,7 +105,10 @@ def test_each_worker_holds_its_rows_of_one_global_batch(world, rank):
     alone = world.config(losses=losses)
     shared = world.config(losses=losses, infrastructure={"workers": 2, "device": "cpu"})
     module = recipe.build(alone)
-    whole, part = Batches(alone, world.cache, module).batch(2), Batches(shared, world.cache, module, rank).batch(2)
+    whole, part = (
+        Batches(alone, world.cache, module).batch(2),
+        Batches(shared, world.cache, module, rank).batch(2),
+    )
     rows = slice(4 * rank, 4 * rank + 4)
     for name in ("clean", "noise", "t", "text", "mask"):
         assert torch.equal(getattr(part, name), getattr(whole, name)[rows]), name

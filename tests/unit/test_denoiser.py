@@ -89,7 +89,11 @@ def test_fresh_denoiser_gives_exactly_zero(inputs):
 def test_output_depends_on_every_input(model, inputs):
     noised, t, text, mask = inputs
     base = walk(model, *inputs)[0]
-    for changed in ((noised + 0.1, t, text, mask), (noised, t * 0.5, text, mask), (noised, t, text + 0.1, mask)):
+    for changed in (
+        (noised + 0.1, t, text, mask),
+        (noised, t * 0.5, text, mask),
+        (noised, t, text + 0.1, mask),
+    ):
         assert not torch.allclose(walk(model, *changed)[0], base, atol=1e-3)
 
 
@@ -108,7 +112,9 @@ def test_padding_length_does_not_matter(model, inputs):
     noised, t, text, mask = inputs
     longer = torch.nn.functional.pad(text, (0, 0, 0, 7), value=3.0)
     wider = torch.nn.functional.pad(mask, (0, 7))
-    torch.testing.assert_close(walk(model, noised, t, longer, wider)[0], walk(model, *inputs)[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        walk(model, noised, t, longer, wider)[0], walk(model, *inputs)[0], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_samples_of_a_batch_do_not_mix(model, inputs):
@@ -144,7 +150,9 @@ def test_dropped_tokens_bypass_the_route(model, inputs):
     routed = walk(model, *inputs, router=whole_route, kept=index)[0]
     dropped = torch.ones(2, TOKENS, dtype=torch.bool).scatter(1, index, False)
     assert torch.equal(img2seq(routed, PATCH)[dropped], img2seq(skipped, PATCH)[dropped])
-    assert not torch.isclose(img2seq(routed, PATCH)[~dropped], img2seq(skipped, PATCH)[~dropped]).all(-1).any()
+    assert (
+        not torch.isclose(img2seq(routed, PATCH)[~dropped], img2seq(skipped, PATCH)[~dropped]).all(-1).any()
+    )
 
 
 def test_route_runs_blocks_on_the_kept_tokens_at_their_own_positions(model, inputs):

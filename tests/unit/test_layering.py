@@ -16,7 +16,15 @@ FORBIDDEN = {
     "evaluation": {"prx", "ray", "sweeps", "cluster"},
     "cluster": {"prx", "evaluation", "sweeps"},
 }
-TECHNIQUES_MAY = {"prx.config", "prx.interfaces", "prx.errors", "prx.loaders", "prx.images", "prx.rng", "prx.layers"}
+TECHNIQUES_MAY = {
+    "prx.config",
+    "prx.interfaces",
+    "prx.errors",
+    "prx.loaders",
+    "prx.images",
+    "prx.rng",
+    "prx.layers",
+}
 PACKAGES = ("prx", "evaluation", "cluster", "sweeps")
 FILES = [path for package in (*PACKAGES, "tests") for path in sorted((ROOT / package).rglob("*.py"))]
 
@@ -58,7 +66,9 @@ def test_techniques_know_interfaces_only():
     broken = {}
     for path in sorted((ROOT / "prx" / "techniques").glob("[a-z]*.py")):
         own = {name for name in imports_of(path) if name.startswith("prx.")}
-        foreign = {name for name in own if not any(name == m or name.startswith(f"{m}.") for m in TECHNIQUES_MAY)}
+        foreign = {
+            name for name in own if not any(name == m or name.startswith(f"{m}.") for m in TECHNIQUES_MAY)
+        }
         if foreign:
             broken[path.name] = foreign
     assert broken == {}

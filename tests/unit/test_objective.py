@@ -57,7 +57,9 @@ def test_loss_of_zero_output_is_one_plus_the_data_power():
 
 
 def test_loss_is_a_mean_over_every_element():
-    sample = FlowSample(torch.zeros(2, 1, 1, 2), torch.zeros(2, 1, 1, 2), torch.zeros(2), torch.zeros(2, 1, 1, 2))
+    sample = FlowSample(
+        torch.zeros(2, 1, 1, 2), torch.zeros(2, 1, 1, 2), torch.zeros(2), torch.zeros(2, 1, 1, 2)
+    )
     output = torch.tensor([[[[1.0, 2.0]]], [[[3.0, 0.0]]]])
     assert float(velocity().loss(output, sample)) == pytest.approx(14 / 4)
 
@@ -92,11 +94,17 @@ def test_shift_equals_noise_of_that_size():
 
 def test_timesteps_are_a_function_of_the_stream():
     flow = velocity()
-    assert torch.equal(flow.timesteps(8, stream(1, "timestep", 5)), flow.timesteps(8, stream(1, "timestep", 5)))
-    assert not torch.equal(flow.timesteps(8, stream(1, "timestep", 5)), flow.timesteps(8, stream(1, "timestep", 6)))
+    assert torch.equal(
+        flow.timesteps(8, stream(1, "timestep", 5)), flow.timesteps(8, stream(1, "timestep", 5))
+    )
+    assert not torch.equal(
+        flow.timesteps(8, stream(1, "timestep", 5)), flow.timesteps(8, stream(1, "timestep", 6))
+    )
 
 
-@pytest.mark.parametrize(("name", "least"), [("uniform", math.pi / 2), ("logit_normal", 1.7413), ("prx_mix", 1.7243)])
+@pytest.mark.parametrize(
+    ("name", "least"), [("uniform", math.pi / 2), ("logit_normal", 1.7413), ("prx_mix", 1.7243)]
+)
 def test_least_loss_on_gaussian_data(name, least):
     flow, t = velocity(timesteps=name), draws(timesteps=name)
     assert float((1 / ((1 - t) ** 2 + t**2)).mean()) == pytest.approx(least, abs=3e-3)
@@ -110,7 +118,9 @@ def test_least_loss_on_gaussian_data(name, least):
 @pytest.mark.parametrize(("steps", "error"), [(10, -0.0692), (20, -0.0358), (40, -0.0182), (80, -0.0092)])
 def test_euler_error_on_gaussian_data(steps, error):
     times = velocity().schedule(steps).double()
-    reached = euler(lambda noised, t: optimal(noised, t.double(), 0.5), torch.ones(1, 1, 1, 1).double(), times)
+    reached = euler(
+        lambda noised, t: optimal(noised, t.double(), 0.5), torch.ones(1, 1, 1, 1).double(), times
+    )
     assert float(reached) - 0.5 == pytest.approx(error, abs=6e-5)
 
 
@@ -119,7 +129,9 @@ def test_euler_error_on_gaussian_data(steps, error):
 def test_single_datum_is_hit_exactly(steps, shift):
     datum = torch.randn(1, 2, 4, 4)
     flow = velocity(shift=shift)
-    reached = euler(lambda x, t: (x - datum) / t.view(-1, 1, 1, 1), torch.randn(5, 2, 4, 4), flow.schedule(steps))
+    reached = euler(
+        lambda x, t: (x - datum) / t.view(-1, 1, 1, 1), torch.randn(5, 2, 4, 4), flow.schedule(steps)
+    )
     torch.testing.assert_close(reached, datum.expand(5, -1, -1, -1), rtol=0, atol=1e-5)
 
 
@@ -138,7 +150,12 @@ def predict(noised, t, text, mask):
 @pytest.fixture
 def prompt():
     torch.manual_seed(0)
-    return torch.randn(3, 4, 2), torch.ones(3, 4, dtype=torch.bool), torch.randn(3, 4, 2), torch.eye(4)[:3].bool()
+    return (
+        torch.randn(3, 4, 2),
+        torch.ones(3, 4, dtype=torch.bool),
+        torch.randn(3, 4, 2),
+        torch.eye(4)[:3].bool(),
+    )
 
 
 def test_guidance_interpolates_between_unconditional_and_conditional(prompt):

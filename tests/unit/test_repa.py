@@ -83,7 +83,9 @@ def test_random_targets_have_the_expected_spread():
     repa = term(teacher_width=1024)
     repa.projector = torch.nn.Identity()
     torch.manual_seed(2)
-    cosines = -torch.stack([repa(view(torch.randn(1, 1, 1024), torch.randn(1, 1, 1024))) for _ in range(4000)])
+    cosines = -torch.stack(
+        [repa(view(torch.randn(1, 1, 1024), torch.randn(1, 1, 1024))) for _ in range(4000)]
+    )
     assert float(cosines.mean()) == pytest.approx(0, abs=4 / math.sqrt(1024 * 4000))
     assert float(cosines.std()) == pytest.approx(1 / math.sqrt(1024), rel=0.05)
 
@@ -96,7 +98,9 @@ def test_zero_projector_output_gives_zero(tokens):
 
 
 def test_projector_is_as_wide_as_the_teacher_unless_told():
-    assert [layer.out_features for layer in term().projector if hasattr(layer, "out_features")] == [TEACHER] * 3
+    assert [layer.out_features for layer in term().projector if hasattr(layer, "out_features")] == [
+        TEACHER
+    ] * 3
     hidden = [layer.out_features for layer in term(hidden=48).projector if hasattr(layer, "out_features")]
     assert hidden == [48, 48, TEACHER]
 
@@ -119,7 +123,9 @@ def test_gradient_ends_at_the_tap():
     value = module.losses["repa"](StepView(sample, sample.velocity, taps, batch.targets))
     named = dict(module.named_parameters())
     found = torch.autograd.grad(value, list(named.values()), allow_unused=True)
-    reached = {name for name, gradient in zip(named, found, strict=True) if gradient is not None and gradient.any()}
+    reached = {
+        name for name, gradient in zip(named, found, strict=True) if gradient is not None and gradient.any()
+    }
     beyond = ("denoiser.blocks.2.", "denoiser.blocks.3.", "denoiser.final_layer.")
     assert reached == {name for name in named if not name.startswith(beyond)}
 
@@ -162,7 +168,10 @@ def test_switching_a_term_on_changes_no_other_draw_and_no_initial_weight(world, 
 
 def test_terms_of_one_kind_are_initialised_apart(world):
     both = {"a": world.repa(), "b": world.repa()}
-    module, alone = recipe.build(world.config(losses=both)), recipe.build(world.config(losses={"b": world.repa()}))
+    module, alone = (
+        recipe.build(world.config(losses=both)),
+        recipe.build(world.config(losses={"b": world.repa()})),
+    )
     first, second = (module.losses[name].projector[0].weight for name in ("a", "b"))
     assert not torch.equal(first, second)
     assert torch.equal(second, alone.losses["b"].projector[0].weight)
