@@ -119,14 +119,14 @@ class Autoencoder(ImageTokenizer):
 def _class_name(path: str, name: str | None) -> str:
     known = ("AutoencoderKL", "AutoencoderKLFlux2")
     if name not in known:
-        raise UserError(f"tokenizer.path: {path!r} holds a {name}, must hold one of {', '.join(known)}")
+        raise UserError(f"{path!r} holds a {name}, must hold one of {', '.join(known)}")
     return str(name)
 
 
 def _geometry(path: str, found: dict[str, Any]) -> tuple[int, int]:
     for key in ("latent_channels", "block_out_channels"):
         if key not in found:
-            raise UserError(f"tokenizer.path: config.json of {path!r} has no {key}")
+            raise UserError(f"config.json of {path!r} has no {key}")
     return found["latent_channels"], 2 ** (len(found["block_out_channels"]) - 1)
 
 
