@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -176,7 +176,7 @@ def config_id(config: RunConfig) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _message(error: Mapping[str, Any], keys: PathKeys, model: type[BaseModel], data: Any) -> str:
+def _message(error: Mapping[str, Any], keys: PathKeys, model: Any, data: Any) -> str:
     value = error.get("input")
     if error["type"] == "extra_forbidden":
         allowed = sorted(_fields(model, keys[:-1], data))
@@ -187,24 +187,24 @@ def _message(error: Mapping[str, Any], keys: PathKeys, model: type[BaseModel], d
     return text[0].lower() + text[1:] + shown
 
 
-def _fields(model: type[BaseModel], keys: PathKeys, data: Any) -> list[str]:
+def _fields(model: Any, keys: PathKeys, data: Any) -> list[str]:
     """Names allowed at a path: by the static types, and for a technique by the `use` that was written."""
     if model is RunConfig and keys and keys[0] in PART_KINDS:
         size = 2 if keys[0] == "losses" else 1
         for key in keys[:size]:
             data = data[key]
         return _fields(registry.resolve(PART_KINDS[str(keys[0])], data["use"]).Config, keys[size:], data)
-    for key in keys:
-        info = model.model_fields.get(str(key))
-        if info is None or not (isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)):
-            return []
-        model = info.annotation
-    return [info.alias or name for name, info in model.model_fields.items()]
+    if isinstance(model, type) and issubclass(model, BaseModel):
+        if not keys:
+            return [info.alias or name for name, info in model.model_fields.items()]
+        info = model.model_fields.get(str(keys[0]))
+        return _fields(info.annotation, keys[1:], data) if info else []
+    if get_origin(model) in {dict, list}:
+        return _fields(get_args(model)[-1], keys[1:], data)
+    return next(filter(None, (_fields(choice, keys, data) for choice in get_args(model))), [])
 
 
-def problems_of(
-    error: ValidationError, model: type[BaseModel], source: Source | None, data: Any
-) -> list[Problem]:
+def problems_of(error: ValidationError, model: Any, source: Source | None, data: Any) -> list[Problem]:
     """Turn pydantic's errors about `data` into ours, with file and line where the value was written."""
     found = []
     for item in error.errors():

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import RootModel, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from prx.compose import load_base
 from prx.config import Strict, problems_of
@@ -36,8 +36,7 @@ class Entry(Strict):
     patch: dict[str, Any]
 
 
-class _Catalogue(RootModel[dict[str, dict[str, Entry]]]):
-    pass
+_LEVELS = dict[str, dict[str, Entry]]
 
 
 @dataclass(frozen=True)
@@ -77,9 +76,9 @@ def load_catalogue(name: str, at: Source) -> Source:
             raise ConfigError([at.problem(("catalogue",), message)])
     source = read_yaml(path)
     try:
-        _Catalogue.model_validate(source.data)
+        TypeAdapter(_LEVELS).validate_python(source.data, strict=True)
     except ValidationError as error:
-        raise ConfigError(problems_of(error, Entry, source, source.data)) from error
+        raise ConfigError(problems_of(error, _LEVELS, source, source.data)) from error
     return source
 
 

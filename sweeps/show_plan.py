@@ -77,7 +77,7 @@ def _baseline(cells: Sequence[Cell]) -> list[Text]:
     """Write what the baseline has where others differ; parts that only others have go without saying."""
     values = {path: before for cell in cells for path, (before, _) in cell.difference.items()}
     shown = [_setting(path, value) for path, value in values.items() if value is not None]
-    return [Text("(the baseline)", style="dim"), *shown]
+    return shown or [Text("none", style="dim")]
 
 
 def _dropped(dropped: Sequence[Dropped], limit: int) -> Table:
@@ -98,9 +98,9 @@ def _rest(table: Table, number: int, what: str) -> None:
 def _change(path: str, before: Any, after: Any) -> Text:
     """Write one difference by its new value; a part that is added comes with its settings."""
     if after is None and isinstance(before, dict):
-        return Text(f"- {path}", style="red")
+        return Text(f"-{path}", style="red")
     added = before is None and isinstance(after, dict)
-    return Text("+ ", style="green").append(_setting(path, after)) if added else _setting(path, after)
+    return Text("+", style="green").append(_setting(path, after)) if added else _setting(path, after)
 
 
 def _setting(path: str, value: Any) -> Text:

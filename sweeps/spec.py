@@ -11,7 +11,7 @@ A level of an axis is the name of a level in the technique catalogue, or is writ
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,18 +31,21 @@ LATER = {"search": "is not available in this version; remove it, and list the va
 Seed = Annotated[int, Field(ge=0)]
 
 
-def _spelled(pattern: str, rule: str) -> AfterValidator:
+def _spelled(pattern: str, rule: str) -> Callable[[str], str]:
     def validate(value: str) -> str:
         if not re.fullmatch(pattern, value):
             raise ValueError(f"must be {rule}, got {value!r}")
         return value
 
-    return AfterValidator(validate)
+    return validate
 
 
-Slug = Annotated[str, _spelled(r"[a-z0-9][a-z0-9_-]{0,63}", "at most 64 of a-z, 0-9, - and _")]
-AxisName = Annotated[str, _spelled(r"[a-z][a-z0-9_]*", "a-z, 0-9 and _, like a column of a table")]
-LevelName = Annotated[str, _spelled(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", "letters, digits, _ . + and -")]
+_level_name = _spelled(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", "letters, digits, _ . + and -")
+_axis_name = _spelled(r"[a-z][a-z0-9_]*", "a-z, 0-9 and _, like a column of a table")
+_slug = _spelled(r"[a-z0-9][a-z0-9_-]{0,63}", "at most 64 of a-z, 0-9, - and _")
+LevelName = Annotated[str, AfterValidator(_level_name)]
+AxisName = Annotated[str, AfterValidator(_axis_name)]
+Slug = Annotated[str, AfterValidator(_slug)]
 
 
 def _choice(allowed: tuple[str, ...]) -> AfterValidator:
@@ -66,14 +69,16 @@ class InlineLevel(Strict):
 
 
 def _level(value: Any) -> Any:
-    if isinstance(value, str | InlineLevel):
+    if isinstance(value, str):
+        return _level_name(value)
+    if isinstance(value, InlineLevel):
         return value
     if isinstance(value, Mapping):
         return InlineLevel.model_validate(dict(value))
     raise ValueError(f"must be a level's name (quote numbers, yes and no) or {{name, patch}}, got {value!r}")
 
 
-Level = Annotated[LevelName | InlineLevel, BeforeValidator(_level)]
+Level = Annotated[str | InlineLevel, BeforeValidator(_level)]
 
 
 class SchedulerSpec(Strict):
