@@ -1,0 +1,1 @@
+"""Train the embedded weights from seeds."""
