@@ -120,7 +120,7 @@ def submit(
         try:
             return asyncio.run(_follow(client, job, write))
         except _FAILURES as error:
-            raise ConnectError(f"{server} was lost while {job} ran: {error}; the job goes on there") from error
+            raise ConnectError(f"{server} was lost while {job} ran there: {error}") from error
 
 
 def job_server(address: str | None) -> str:

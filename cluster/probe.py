@@ -1,7 +1,7 @@
 """Ask an address whether a Ray head is there, in a way that always ends.
 
-`ray.init` retries for minutes inside compiled code when nothing answers, and does not say so when the token is
-wrong; one call with a deadline tells the cases apart.
+`ray.init` retries for minutes inside compiled code when nothing answers, and does not say so when the token
+is wrong; one call with a deadline tells the cases apart.
 """
 
 from __future__ import annotations
