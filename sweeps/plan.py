@@ -294,5 +294,7 @@ def _cell_name(combination: Combination, baseline: Combination) -> str:
 
 
 def _trial(cell: Cell, seed: int) -> Trial:
+    if seed == cell.config.seed:  # the same run: spare the hash
+        return Trial(cell.cell_id, cell, seed, cell.config)
     config = cell.config.model_copy(update={"seed": seed})
     return Trial(config_id(config), cell, seed, config)
