@@ -1,0 +1,88 @@
+"""`prx-sweep plan | run | status`, the same as `python -m sweeps`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from prx.errors import UserError
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+Sweep = Annotated[Path, typer.Argument(help="YAML of a sweep.", metavar="FILE")]
+Store = Annotated[Path, typer.Option(help="Folder where all sweeps keep their results.", metavar="DIR")]
+
+
+@app.callback()
+def commands() -> None:
+    """Find out which training techniques help a text-to-image model, alone and together."""
+
+
+@app.command()
+def plan(file: Sweep) -> None:
+    """Show what a sweep would train; starts nothing."""
+    from sweeps.plan import make_plan
+    from sweeps.show_plan import render_plan
+    from sweeps.spec import load_spec
+
+    Console().print(render_plan(make_plan(*load_spec(file))))
+
+
+@app.command()
+def run(
+    file: Sweep,
+    store: Store = Path("runs"),
+    max_concurrent: Annotated[
+        int | None, typer.Option(help="Trials at once at the most; as many as fit unless told.", metavar="N")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to use; else RAY_ADDRESS, else this machine.", metavar="A")
+    ] = None,
+) -> None:
+    """Train a sweep's trials, stop the losers early, show the leaderboard; the same again resumes."""
+    from sweeps.logs import only_ours
+    from sweeps.plan import make_plan
+    from sweeps.report_end import print_end
+    from sweeps.results import SweepFolder
+    from sweeps.run import INTERRUPTED, preflight, run_sweep
+    from sweeps.spec import load_spec
+
+    try:
+        planned = make_plan(*load_spec(file))
+        folder = SweepFolder(store.absolute(), planned.spec.name)
+        preflight(planned, folder, address, max_concurrent)
+        with only_ours(folder.logs / "output.log") as console:
+            outcome = run_sweep(
+                planned, store=store, address=address, max_concurrent=max_concurrent, console=console
+            )
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    print_end(outcome, Console(highlight=False))
+    raise typer.Exit(outcome.exit_code)
+
+
+@app.command()
+def status(
+    sweep: Annotated[str, typer.Argument(help="Name of a sweep, or its YAML.", metavar="FILE|NAME")],
+    store: Store = Path("runs"),
+) -> None:
+    """Show where a sweep stands, while it runs or after."""
+    from sweeps.status import find, render_status
+
+    Console(highlight=False).print(render_status(find(sweep, store.absolute())))
+
+
+def main() -> None:
+    """Run the command line; what the user can mend is one message and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

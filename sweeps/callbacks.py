@@ -1,0 +1,43 @@
+"""From Ray Tune's events to the ledger."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.tune import Callback
+from ray.tune.experiment import Trial as TuneTrial
+
+from sweeps.ledger import Ledger
+
+
+class Events(Callback):
+    """Tell the ledger what Tune sees. Verdicts come from the scheduler, which knows the reason."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+
+    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """A trial got a worker."""
+        self.ledger.started_trial(trial.trial_id)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A trial reported."""
+        self.ledger.report(trial.trial_id, result)
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """A trial failed, or its worker died; then nobody but us can say so."""
+        home = self.ledger.folder.trial(trial.trial_id)
+        path = home / "error.txt"
+        if not path.is_file():
+            home.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{_death(trial)}\n", encoding="utf-8")
+        lines = path.read_text(encoding="utf-8").strip().splitlines()
+        self.ledger.failed(trial.trial_id, lines[-1])
+
+
+def _death(trial: TuneTrial) -> str:
+    error = trial.get_pickled_error()
+    text = " ".join(str(error).split()) if error else "no word from it"
+    return f"the worker process died: {text}"

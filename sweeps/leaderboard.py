@@ -1,0 +1,158 @@
+"""The table of a sweep in the article's form, and whether its winner can be told from the runner-up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from sweeps.metrics import METRICS
+from sweeps.results import FINISHED, SweepInfo
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SEPARABLE = 2.0
+"""Standard errors of a difference above which two cells are told apart (about 95 %)."""
+
+HEADINGS = {
+    "fid": "FID",
+    "cmmd": "CMMD",
+    "dino_mmd": "DINO-MMD",
+    "adherence": "adherence",
+    "batches_per_second": "batches/s",
+}
+RANK = {"complete": 0, "running": 1, "paused": 1, "pending": 1, "pruned": 2, "failed": 3}
+STYLE = {"complete": "green", "pruned": "dim", "failed": "red"}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its standard error, None where unknown."""
+
+    value: float
+    se: float | None
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g}" + (f" ± {self.se:.1g}" if self.se is not None else "")
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """A cell at the last step that all its counted seeds reached."""
+
+    name: str
+    state: str
+    step: int
+    seeds: int
+    metrics: dict[str, Estimate]
+
+
+def render_leaderboard(frame: pd.DataFrame, info: SweepInfo) -> Group:
+    """Draw the table, best first: complete cells by the metric, then those stopped early, then failed."""
+    results = ranking(frame, info)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("Method", overflow="fold", ratio=1)
+    shown = [name for name in HEADINGS if any(name in result.metrics for result in results)]
+    for name in shown:
+        better = "↓" if METRICS[name].better == "min" else "↑"
+        table.add_column(f"{HEADINGS[name]} {better}", justify="right", no_wrap=True)
+    table.add_column("steps", justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    best = {name: _best(name, results, info) for name in shown}
+    for result in results:
+        cells = [_cell(result.metrics.get(name), result is best[name]) for name in shown]
+        state = Text(result.state, style=STYLE.get(result.state, "cyan"))
+        table.add_row(_method(result), *cells, str(result.step), state)
+    return Group(table, *(Text(line) for line in notes(results, info)))
+
+
+def ranking(frame: pd.DataFrame, info: SweepInfo) -> list[CellResult]:
+    """Aggregate seeds and sort cells. Planned cells without a boundary come as they stand."""
+    groups = [group for _, group in frame.groupby("cell_id", sort=False)]
+    results = [_cell_result(group, info) for group in groups]
+    sign = 1.0 if info.mode == "min" else -1.0
+
+    def key(result: CellResult) -> tuple[Any, ...]:
+        metric = result.metrics.get(info.metric)
+        value = sign * metric.value if metric else math.inf
+        return RANK[result.state], -result.step, value, result.name
+
+    return sorted(results, key=key)
+
+
+def _cell_result(group: pd.DataFrame, info: SweepInfo) -> CellResult:
+    """Take each seed at its last boundary; seeds that got further than others count, the others do not."""
+    last = group.sort_values("step").groupby("trial_id", sort=False).tail(1)
+    good = last[last["state"] != "failed"]
+    used = good[good["step"] == good["step"].max()] if len(good) else last
+    # Seeds still on their way make the cell unfinished; otherwise the best end counts.
+    states = sorted(set(used["state"]), key=lambda state: (state in FINISHED, RANK[state]))
+    metrics = (
+        {} if not len(good) else {name: e for name in HEADINGS if (e := _estimate(used, name)) is not None}
+    )
+    name = str(used["name"].iloc[0])
+    return CellResult(name, states[0], int(used["step"].iloc[0]), len(used), metrics)
+
+
+def _estimate(rows: pd.DataFrame, name: str) -> Estimate | None:
+    values = [float(value) for value in rows[name].dropna()] if name in rows else []
+    if not values:
+        return None
+    count = len(values)
+    mean = math.fsum(values) / count
+    if count > 1:
+        spread = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
+        return Estimate(mean, math.sqrt(spread / count))
+    errors = [float(se) for se in rows[f"{name}_se"].dropna()] if f"{name}_se" in rows else []
+    return Estimate(mean, errors[0] if errors else None)
+
+
+def _best(name: str, results: Iterable[CellResult], info: SweepInfo) -> CellResult | None:
+    """Only cells at full length compete: early figures are figures of another length."""
+    full = [result for result in results if result.step == info.steps and name in result.metrics]
+    sign = 1.0 if METRICS[name].better == "min" else -1.0
+    return min(full, key=lambda result: sign * result.metrics[name].value) if len(full) > 1 else None
+
+
+def _cell(estimate: Estimate | None, best: bool) -> Text:
+    return Text("-" if estimate is None else str(estimate), style="bold green" if best else "")
+
+
+def _method(result: CellResult) -> str:
+    return f"{result.name} ({result.seeds} seeds)" if result.seeds > 1 else result.name
+
+
+def notes(results: Sequence[CellResult], info: SweepInfo) -> list[str]:
+    """Say in words what may be concluded, and what may not."""
+    lines = [verdict(results, info)]
+    if any(result.state == "pruned" for result in results):
+        shown = HEADINGS.get(info.metric, info.metric)
+        lines.append(f"Pruned cells stopped early: their figures, {shown} included, are at fewer steps.")
+    return lines
+
+
+def verdict(results: Sequence[CellResult], info: SweepInfo) -> str:
+    """Name a winner only if its lead over the runner-up is beyond their standard errors."""
+    full = [result for result in results if result.step == info.steps and info.metric in result.metrics]
+    heading = HEADINGS.get(info.metric, info.metric)
+    if len(full) < 2:
+        return f"No two cells reached step {info.steps}: nothing to compare yet."
+    first, second = full[0], full[1]
+    one, two = first.metrics[info.metric], second.metrics[info.metric]
+    gap = abs(one.value - two.value)
+    if one.se is None or two.se is None:
+        return f"Best {heading}: {first.name}, by {gap:.2g}; without standard errors that may be chance."
+    noise = SEPARABLE * math.hypot(one.se, two.se)
+    if gap > noise:
+        return f"Winner by {heading}: {first.name}, ahead of {second.name} by {gap:.2g} (noise {noise:.2g})."
+    return (
+        f"Not separable at this budget: {first.name} leads {second.name} by {gap:.2g} {heading}, "
+        f"within the noise of {noise:.2g}. More seeds or more samples would tell."
+    )

@@ -1,0 +1,211 @@
+"""What the driver knows of every trial while a sweep runs; the one place that writes states and results."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from sweeps.results import (
+    FINISHED,
+    Journal,
+    SweepFolder,
+    SweepInfo,
+    TrialInfo,
+    TrialState,
+    read_journal,
+    read_state,
+    trial_rows,
+    write_results,
+    write_state,
+)
+
+ENTRY = ("step", "metrics", "wall_seconds", "device_seconds")
+
+
+@dataclass
+class TrialStatus:
+    """Where a trial stands now. `step` moves between boundaries too; `rate` is training steps a second."""
+
+    info: TrialInfo
+    state: TrialState
+    journal: Journal
+    step: int = 0
+    rate: float | None = None
+    replayed: set[int] = field(default_factory=set)
+
+    def last(self, metric: str) -> float | None:
+        """Give the metric at the latest boundary."""
+        found = self._values(metric)
+        return found[-1] if found else None
+
+    def best(self, metric: str, mode: str) -> float | None:
+        """Give the metric's best value so far."""
+        found = self._values(metric)
+        return (min(found) if mode == "min" else max(found)) if found else None
+
+    def _values(self, metric: str) -> list[float]:
+        entries = (self.journal.boundaries[step]["metrics"] for step in sorted(self.journal.boundaries))
+        return [entry[metric] for entry in entries if entry.get(metric) is not None]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened to a trial, `seconds` after the sweep's start."""
+
+    kind: str
+    status: TrialStatus
+    seconds: float
+
+
+class Listener(Protocol):
+    """A display."""
+
+    def event(self, event: Event) -> None:
+        """Take an event; kinds are started, progress, boundary, paused, resumed, pruned, complete, failed."""
+
+
+class Ledger:
+    """Every trial's standing, kept in memory, written to the sweep's folder at every change."""
+
+    def __init__(
+        self,
+        folder: SweepFolder,
+        info: SweepInfo,
+        *,
+        keep_pruned: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.folder, self.info, self._keep_pruned = folder, info, keep_pruned
+        self.listeners: list[Listener] = []
+        self._clock, self.started = clock, clock()
+        self.damage: list[str] = []
+        self._verdicts: dict[str, tuple[TrialState, str]] = {}
+        self.trials = {trial.trial_id: self._load(trial) for trial in info.trials}
+
+    def _load(self, info: TrialInfo) -> TrialStatus:
+        home = self.folder.trial(info.trial_id)
+        journal = read_journal(home)
+        self.damage += journal.damage
+        state = read_state(home)
+        if self.info.steps in journal.boundaries:
+            state = TrialState("complete")
+        elif state.state != "pruned" or not self._keep_pruned:
+            # A failed trial is tried again; who is pruned, the cohorts' replay decides anew.
+            state = TrialState()
+        step = max(journal.boundaries, default=0)
+        return TrialStatus(info, state, journal, step, replayed=set(journal.boundaries))
+
+    def begin(self) -> None:
+        """Record what was settled before anything ran."""
+        for status in self.trials.values():
+            if status.state.state == "complete":
+                self._write_state(status)
+        self.write()
+
+    def started_trial(self, trial_id: str) -> None:
+        """A trial got a worker."""
+        status = self.trials[trial_id]
+        kind = "resumed" if status.state.state == "paused" else "started"
+        self._change(status, TrialState("running"), kind)
+
+    def report(self, trial_id: str, result: Mapping[str, Any]) -> None:
+        """A trial reported: progress, or a boundary with its metrics."""
+        status = self.trials[trial_id]
+        status.step = int(result["step"])
+        if "failed" in result:
+            self.failed(trial_id, str(result["failed"]))
+            return
+        status.rate = result.get("batches_per_second", status.rate)
+        if "metrics" not in result:
+            self._tell("progress", status)
+        else:
+            self._boundary(status, result)
+        if trial_id in self._verdicts:
+            self._change(status, *self._verdicts.pop(trial_id))
+
+    def _boundary(self, status: TrialStatus, result: Mapping[str, Any]) -> None:
+        status.journal.boundaries[status.step] = {key: result[key] for key in ENTRY}
+        status.journal.wall_seconds = float(result["wall_seconds"])
+        if not result["replayed"]:
+            status.replayed.discard(status.step)
+            self._tell("boundary", status)
+        if status.step == self.info.steps:
+            self._change(status, TrialState("complete"), "complete")
+        self.write()
+
+    def paused(self, trial_id: str, step: int) -> None:
+        """A trial waits at a rung."""
+        self._settle(trial_id, TrialState("paused", f"waits at rung {step}"), "paused")
+
+    def pruned(self, trial_id: str, reason: str) -> None:
+        """A trial was stopped early; one that is complete stays so."""
+        if self.trials[trial_id].state.state != "complete":
+            self._settle(trial_id, TrialState("pruned", reason), "pruned")
+
+    def failed(self, trial_id: str, reason: str) -> None:
+        """A trial ended with an error."""
+        self._verdicts.pop(trial_id, None)
+        self._change(self.trials[trial_id], TrialState("failed", reason), "failed")
+
+    def _settle(self, trial_id: str, state: TrialState, kind: str) -> None:
+        """Change a state; for a running trial only after the report that led to it, which follows."""
+        status = self.trials[trial_id]
+        if status.state.state == "running":
+            self._verdicts[trial_id] = (state, kind)
+        else:
+            self._change(status, state, kind)
+
+    def interrupted(self) -> list[TrialStatus]:
+        """Set back whatever has not ended; gives those trials."""
+        found = [status for status in self.trials.values() if status.state.state not in FINISHED]
+        for status in found:
+            status.state = TrialState("pending")
+            self._write_state(status)
+        self.write()
+        return found
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Make the table's rows."""
+        return [
+            row for s in self.trials.values() for row in trial_rows(s.info, s.journal, s.state, s.replayed)
+        ]
+
+    def write(self) -> None:
+        """Rewrite the table of results."""
+        write_results(self.rows(), self.info.axes, self.folder.results)
+
+    def count(self, *states: str) -> int:
+        """Count the trials in any of some states."""
+        return sum(status.state.state in states for status in self.trials.values())
+
+    def seconds(self) -> float:
+        """Give the time since this run started."""
+        return self._clock() - self.started
+
+    def _change(self, status: TrialStatus, state: TrialState, kind: str) -> None:
+        status.state = state
+        self._write_state(status)
+        if state.state in FINISHED:
+            self.write()
+        self._tell(kind, status)
+
+    def _write_state(self, status: TrialStatus) -> None:
+        write_state(self.folder.trial(status.info.trial_id), status.state)
+
+    def _tell(self, kind: str, status: TrialStatus) -> None:
+        for listener in self.listeners:
+            listener.event(Event(kind, status, self.seconds()))
+
+
+def remaining_steps(status: TrialStatus, steps: int, open_rungs: tuple[int, ...], factor: float) -> float:
+    """Estimate what a trial still trains, expecting one in `factor` to pass each open rung ahead of it."""
+    if status.state.state in FINISHED:
+        return 0.0
+    total, share, position = 0.0, 1.0, status.step
+    for rung in (*open_rungs, steps):
+        total += share * max(0, rung - position)
+        position = max(position, rung)
+        share /= factor
+    return total

@@ -1,0 +1,74 @@
+"""Between a run's configuration and its evaluation: which networks, which reference, kept for the process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prx.config import RunConfig
+from prx.errors import UserError
+from sweeps.metrics import METRICS, QUALITY
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from evaluation.evaluate import Evaluator
+
+Report = Callable[[str, int, int], None]
+
+
+def evaluate(config: RunConfig, cache: Path) -> Callable[[Tensor], dict[str, float]]:
+    """Give the function that measures a run's images; networks and references are loaded once a process."""
+    return _evaluator(_shared(config).model_dump_json(), cache).evaluate
+
+
+def prepare(configs: Sequence[RunConfig], cache: Path, report: Report) -> None:
+    """Encode what the trials share, and build every reference, before anything is trained.
+
+    Raises:
+        UserError: Data cannot be read, or a metric cannot be computed from as many samples.
+    """
+    from prx import prepare as encodings
+    from prx.quiet import hush
+
+    hush()
+    encodings.prepare(configs, cache, report)
+    distinct = dict.fromkeys(_shared(config).model_dump_json() for config in configs)
+    for done, shared in enumerate(distinct):
+        report("references", done, len(distinct))
+        _evaluator(shared, cache)
+        report("references", done + 1, len(distinct))
+    _evaluator.cache_clear()
+
+
+def _shared(config: RunConfig) -> RunConfig:
+    """Reduce a configuration to what its evaluation depends on, so that trials share one evaluator."""
+    evaluation = config.evaluation.model_copy(update={"every": 1, "grid": 1})
+    return RunConfig(data=config.data, evaluation=evaluation, infrastructure=config.infrastructure)
+
+
+@lru_cache(maxsize=2)
+def _evaluator(shared: str, cache: Path) -> Evaluator:
+    from evaluation.evaluate import EvaluationSpec, Evaluator
+    from prx.data import reference_set
+    from prx.loaders import resolve
+    from prx.recipe import device_of
+
+    config = RunConfig.model_validate_json(shared)
+    roles = {name: METRICS[name].role or "" for name in QUALITY}
+    weights = {role: getattr(config.evaluation, role) for role in roles.values()}
+    reference = reference_set(config, cache)
+    try:
+        spec = EvaluationSpec(
+            **{role: resolve(path) for role, path in weights.items() if path},  # type: ignore[arg-type]
+            metrics=[name for name, role in roles.items() if weights[role]],
+            batch_size=config.evaluation.batch_size,
+            device=str(device_of(config)),
+        )
+        return Evaluator(
+            spec, reference.images, reference.attributes, cache / "references", reference.fingerprint
+        )
+    except ValueError as error:
+        raise error if isinstance(error, UserError) else UserError(f"evaluation: {error}") from error

@@ -1,0 +1,55 @@
+"""What is printed when a run has ended: the leaderboard, where things are, what failed, what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from sweeps.leaderboard import render_leaderboard
+from sweeps.results import SweepFolder, SweepInfo, read_results
+from sweeps.run import INTERRUPTED, Outcome
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def print_end(outcome: Outcome, console: Console) -> None:
+    """Print the end of a run."""
+    frame = read_results(outcome.results_path)
+    console.print()
+    if len(frame):
+        console.print(render_leaderboard(frame, outcome.info))
+    console.print()
+    for line in _lines(outcome, frame):
+        console.print(Text(line), soft_wrap=True)
+
+
+def _lines(outcome: Outcome, frame: pd.DataFrame) -> Iterator[str]:
+    if not len(frame):
+        yield "no boundary has been reached yet"
+    yield f"results: {outcome.results_path}"
+    grid = best_grid(outcome.folder, outcome.info)
+    if grid:
+        yield f"samples of the best trial: {grid}"
+    failed = frame[frame["state"] == "failed"].drop_duplicates("trial_id")
+    for trial_id, name, reason in zip(failed["trial_id"], failed["name"], failed["reason"], strict=True):
+        yield f"failed: {name}: {reason} (traceback: {outcome.folder.trial(trial_id) / 'error.txt'})"
+    if outcome.unfinished:
+        why = "interrupted" if outcome.exit_code == INTERRUPTED else "the budget is spent"
+        yield f"{why}: {outcome.unfinished} trials are unfinished; the same command goes on with them"
+
+
+def best_grid(folder: SweepFolder, info: SweepInfo) -> Path | None:
+    """Find the sample grid of the trial that leads at full length."""
+    frame = read_results(folder.results)
+    full = frame[(frame["step"] == info.steps) & (frame["state"] == "complete")]
+    full = full[full[info.metric].notna()] if info.metric in full else full[:0]
+    if not len(full):
+        return None
+    ordered = full.sort_values(info.metric, ascending=info.mode == "min")
+    path = folder.trial(str(ordered["trial_id"].iloc[0])) / "samples" / f"step-{info.steps:08d}.png"
+    return path if path.is_file() else None

@@ -1,0 +1,251 @@
+"""The truth of a sweep on disk: a journal and a state for every trial, and the table made from them.
+
+STORE/sweeps/NAME/sweep.json                       what was planned
+STORE/sweeps/NAME/trials/TRIAL_ID/journal.jsonl    a line a boundary, appended by the trial
+STORE/sweeps/NAME/trials/TRIAL_ID/state.json       complete, pruned, failed, ...: written by the driver
+STORE/sweeps/NAME/results.parquet                  one row per (trial, boundary), made from the above
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prx.errors import UserError
+from sweeps.metrics import QUALITY, Direction
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MEASURED = (
+    *(column for metric in QUALITY for column in (metric, f"{metric}_se")),
+    "cmmd_unbiased",
+    "num_samples",
+    "loss",
+    "samples_per_second",
+    "batches_per_second",
+)
+FINISHED = ("complete", "pruned", "failed")
+STATES = ("pending", "running", "paused", *FINISHED)
+
+
+@dataclass(frozen=True)
+class TrialInfo:
+    """What a table needs to know of a planned trial."""
+
+    trial_id: str
+    cell_id: str
+    name: str
+    is_baseline: bool
+    seed: int
+    levels: dict[str, str]
+
+
+@dataclass(frozen=True)
+class SweepInfo:
+    """What a table needs to know of a planned sweep."""
+
+    name: str
+    metric: str
+    mode: Direction
+    steps: int
+    eval_every: int
+    axes: tuple[str, ...]
+    trials: tuple[TrialInfo, ...]
+
+
+@dataclass(frozen=True)
+class TrialState:
+    """Where a trial stands; `reason` says why it was pruned or failed."""
+
+    state: str = "pending"
+    reason: str = ""
+
+
+@dataclass
+class Journal:
+    """The boundaries a trial has reached, by step, and the seconds spent on the way."""
+
+    boundaries: dict[int, dict[str, Any]] = field(default_factory=dict)
+    wall_seconds: float = 0.0
+    damage: list[str] = field(default_factory=list)
+
+
+class SweepFolder:
+    """The paths of one sweep."""
+
+    def __init__(self, store: Path, name: str) -> None:
+        self.root = store / "sweeps" / name
+        self.info = self.root / "sweep.json"
+        self.results = self.root / "results.parquet"
+        self.logs = self.root / "logs"
+        self.cache = store / "cache"
+
+    def trial(self, trial_id: str) -> Path:
+        """Give a trial's own folder."""
+        return self.root / "trials" / trial_id
+
+
+def write_atomic(path: Path, content: str) -> None:
+    """Replace a file so that readers see the old or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    with partial.open("w", encoding="utf-8") as handle:
+        handle.write(content)
+        handle.flush()
+        os.fsync(handle.fileno())
+    partial.replace(path)
+
+
+def append_journal(folder: Path, entry: Mapping[str, Any]) -> None:
+    """Add a line and wait until it is on the disk; what a crash left half-written is cut off first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "journal.jsonl").open("a+b") as handle:
+        handle.seek(0)
+        content = handle.read()
+        if content and not content.endswith(b"\n"):
+            handle.truncate(content.rfind(b"\n") + 1)
+        handle.write(json.dumps(dict(entry), allow_nan=False).encode() + b"\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def read_journal(folder: Path) -> Journal:
+    """Read a trial's journal; a damaged line is left out and named in `damage`."""
+    path, journal = folder / "journal.jsonl", Journal()
+    if not path.is_file():
+        return journal
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        entry = _entry(line)
+        if entry is None:
+            journal.damage.append(f"{path}:{number}: half-written line left out")
+            continue
+        journal.wall_seconds = float(entry["wall_seconds"])
+        if entry["kind"] == "boundary":
+            journal.boundaries[int(entry["step"])] = entry
+    return journal
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    whole = isinstance(found, dict) and {"kind", "step", "wall_seconds"} <= found.keys()
+    return found if whole else None
+
+
+def write_state(folder: Path, state: TrialState) -> None:
+    """Record where a trial stands."""
+    write_atomic(folder / "state.json", json.dumps(asdict(state)) + "\n")
+
+
+def read_state(folder: Path) -> TrialState:
+    """Read where a trial stands; nothing written yet means pending.
+
+    Raises:
+        UserError: The file is damaged; it is written atomically, so somebody else wrote it.
+    """
+    path = folder / "state.json"
+    if not path.is_file():
+        return TrialState()
+    try:
+        found = TrialState(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path}: is not the state of a trial ({error}); delete it to read it anew"
+        ) from error
+    return found
+
+
+def write_info(folder: SweepFolder, info: SweepInfo) -> None:
+    """Record what is planned, so that `status` needs no plan."""
+    write_atomic(folder.info, json.dumps(asdict(info), indent=1) + "\n")
+
+
+def read_info(folder: SweepFolder) -> SweepInfo:
+    """Read what was planned.
+
+    Raises:
+        UserError: There is no such sweep in the store.
+    """
+    if not folder.info.is_file():
+        raise UserError(f"{folder.root}: holds no sweep; start it with `prx-sweep run`, or name its --store")
+    found = json.loads(folder.info.read_text(encoding="utf-8"))
+    trials = tuple(TrialInfo(**trial) for trial in found.pop("trials"))
+    return SweepInfo(**{**found, "axes": tuple(found["axes"]), "trials": trials})
+
+
+def trial_rows(
+    trial: TrialInfo, journal: Journal, state: TrialState, replayed: Iterable[int] = ()
+) -> list[dict[str, Any]]:
+    """Make the rows of one trial; one that failed before its first boundary still has a row, at step 0."""
+    known = set(replayed)
+    base = {
+        "trial_id": trial.trial_id, "cell_id": trial.cell_id, "name": trial.name,
+        "is_baseline": trial.is_baseline, "seed": trial.seed, **trial.levels,
+        "state": state.state, "reason": state.reason,
+    }  # fmt: skip
+    rows = [
+        base | entry["metrics"] | {
+            "step": step, "replayed": step in known,
+            "wall_seconds": entry["wall_seconds"], "device_seconds": entry["device_seconds"],
+        }
+        for step, entry in sorted(journal.boundaries.items())
+    ]  # fmt: skip
+    empty = {"step": 0, "replayed": False, "wall_seconds": journal.wall_seconds, "device_seconds": 0.0}
+    return rows or ([base | empty] if state.state == "failed" else [])
+
+
+def columns(axes: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Name every column with its type, known ones first, in an order that does not depend on the rows."""
+    fixed = [("trial_id", "string"), ("cell_id", "string"), ("name", "string"), ("is_baseline", "bool")]
+    fixed += [("seed", "int64"), *((axis, "string") for axis in axes), ("step", "int64")]
+    last = [("state", "string"), ("wall_seconds", "double"), ("device_seconds", "double")]
+    last += [("replayed", "bool"), ("reason", "string")]
+    known = {name for name, _ in (*fixed, *last)} | set(MEASURED)
+    extra = sorted({name for row in rows for name in row} - known)
+    return [*fixed, *((name, "double") for name in (*MEASURED, *extra)), *last]
+
+
+def write_results(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], path: Path) -> None:
+    """Write the table of results, replacing the old one at once."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = {"string": pa.string(), "bool": pa.bool_(), "int64": pa.int64(), "double": pa.float64()}
+    schema = pa.schema([(name, types[kind]) for name, kind in columns(axes, rows)])
+    table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    pq.write_table(table, partial)
+    partial.replace(path)
+
+
+def read_results(path: Path) -> pd.DataFrame:
+    """Read a table of results.
+
+    Raises:
+        UserError: There is none.
+    """
+    import pandas as pd
+
+    if not path.is_file():
+        raise UserError(f"{path}: does not exist; no boundary has been reached yet")
+    return pd.read_parquet(path)
+
+
+def collect(folder: SweepFolder, info: SweepInfo) -> tuple[list[dict[str, Any]], list[str]]:
+    """Read every planned trial from the disk: rows, and what was found damaged."""
+    rows: list[dict[str, Any]] = []
+    damage: list[str] = []
+    for trial in info.trials:
+        home = folder.trial(trial.trial_id)
+        journal = read_journal(home)
+        rows += trial_rows(trial, journal, read_state(home))
+        damage += journal.damage
+    return rows, damage

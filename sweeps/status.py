@@ -1,0 +1,82 @@
+"""Where a sweep stands, read from its folder: works while it runs and after it ended."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from prx.errors import UserError
+from prx.yamlsource import read_yaml
+from sweeps.leaderboard import render_leaderboard
+from sweeps.results import STATES, SweepFolder, collect, read_info, read_state
+
+
+@contextmanager
+def exclusive(folder: SweepFolder) -> Iterator[None]:
+    """Hold a sweep for this process; the lock goes when the process does, however it ends.
+
+    Raises:
+        UserError: Another process runs this sweep.
+    """
+    path = folder.root / "lock"
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(handle, 64).decode().strip()
+        os.close(handle)
+        raise UserError(f"{folder.root}: is being run by process {holder}; see `prx-sweep status`") from None
+    try:
+        os.truncate(handle, 0)
+        os.write(handle, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        os.close(handle)
+
+
+def is_running(folder: SweepFolder) -> bool:
+    """Say whether a process runs this sweep now."""
+    path = folder.root / "lock"
+    if not path.is_file():
+        return False
+    handle = os.open(path, os.O_RDWR)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def find(sweep: str, store: Path) -> SweepFolder:
+    """Find a sweep's folder by its name, or by the YAML that has it."""
+    if not sweep.endswith((".yaml", ".yml")):
+        return SweepFolder(store, sweep)
+    data = read_yaml(Path(sweep)).data
+    if not isinstance(data, dict) or "name" not in data:
+        raise UserError(f"{sweep}: must be the YAML of a sweep, with a name")
+    return SweepFolder(store, str(data["name"]))
+
+
+def render_status(folder: SweepFolder) -> RenderableType:
+    """Draw the leaderboard as of now, and say how many trials stand where."""
+    import pandas as pd
+
+    info = read_info(folder)
+    running = is_running(folder)
+    counts = Counter(read_state(folder.trial(trial.trial_id)).state for trial in info.trials)
+    rows, damage = collect(folder, info)
+    words = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    head = Text(f"{info.name}: {'running' if running else 'not running'}; {words}", style="bold")
+    lines = [Text(f"damaged: {line}", style="yellow") for line in damage]
+    if not rows:
+        return Group(head, *lines, Text("No boundary has been reached yet."))
+    return Group(head, *lines, render_leaderboard(pd.DataFrame(rows), info), Text(f"folder: {folder.root}"))

@@ -1,0 +1,268 @@
+"""One trial: train to the next boundary, measure, keep; first plain, then as the actor that Tune drives.
+
+At a boundary the order is: sample, measure, sample grid, checkpoint, journal. The journal's line comes last,
+so what it lists is whole, and a crash costs at most the segment in progress.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import time
+import traceback
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Trainable
+
+from evaluation.throughput import Throughput
+from prx.config import parse_run_config
+from prx.errors import NonFiniteError, UserError
+from sweeps.results import append_journal, read_journal
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Import strings (`module:name`) of what a trial is made of; tests put fakes here.
+
+    `trainer(config, folder=, cache=)` has the interface of `prx.trainer.Trainer`, `evaluate(config, cache)`
+    gives a function from images to metrics, `prepare(configs, cache, report)` runs once before all trials.
+    """
+
+    trainer: str = "prx.trainer:Trainer"
+    evaluate: str = "sweeps.measure:evaluate"
+    prepare: str = "sweeps.measure:prepare"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Plain data that a trial is started with; paths are absolute, `config` is JSON."""
+
+    trial_id: str
+    config: dict[str, Any]
+    root: str
+    folder: str
+    cache: str
+    metric: str
+    trainer: str
+    evaluate: str
+    chunk_seconds: float = 2.0
+
+
+def load(target: str) -> Any:
+    """Import `module:name`."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+class TrialRun:
+    """A trial in this process. Models are loaded only when there is something to train."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.folder = settings, Path(settings.folder)
+        self.config = parse_run_config(settings.config)
+        self.journal = read_journal(self.folder)
+        self._replay = deque(sorted(self.journal.boundaries))
+        self._throughput = Throughput(self.config.batch_size)
+        self._wall, self._saved, self._trainer = self.journal.wall_seconds, 0, None  # type: float, int, Any
+        self._loss = float("nan")
+
+    @property
+    def reached(self) -> int:
+        """The last boundary that is whole."""
+        return max(self.journal.boundaries, default=0)
+
+    def skip(self, step: int) -> None:
+        """Leave out the replay of what was already reported, up to a step."""
+        while self._replay and self._replay[0] <= step:
+            self._replay.popleft()
+
+    def next(self) -> dict[str, Any]:
+        """Replay a known boundary, or train for about `chunk_seconds`; gives what to report.
+
+        Raises:
+            NonFiniteError: Loss, gradient or the metric that decides is not finite.
+        """
+        if self._replay:
+            return self._report(self.journal.boundaries[self._replay.popleft()], replayed=True)
+        started = time.perf_counter()
+        trainer = self._trainer or self._start()
+        boundary = self._boundary(trainer.step)
+        if trainer.step < boundary:
+            progress = trainer.advance(boundary, seconds=self.settings.chunk_seconds)
+            self._loss = progress.loss
+            for seconds in progress.step_seconds:
+                self._throughput.add(seconds)
+        if trainer.step < boundary:
+            self._wall += time.perf_counter() - started
+            return {"step": trainer.step, "done": False, **self._rates()}
+        if boundary in self.journal.boundaries:  # trained again because its checkpoint was lost
+            self._save()
+            done = boundary == self.config.steps
+            return (
+                self._report(self.journal.boundaries[boundary], replayed=True) if done else {"step": boundary}
+            )
+        return self._report(self._measure(boundary, started), replayed=False)
+
+    def close(self) -> None:
+        """Keep what was trained since the last boundary, and release the models."""
+        trainer, self._trainer = self._trainer, None
+        if trainer is None:
+            return
+        if trainer.step > self._saved:
+            trainer.save()
+            line = {"kind": "interrupted", "step": trainer.step, "wall_seconds": self._wall}
+            append_journal(self.folder, line)
+        trainer.close()
+
+    def abandon(self) -> None:
+        """Release the models after an error, keeping nothing of the segment."""
+        trainer, self._trainer = self._trainer, None
+        if trainer is not None:
+            trainer.close()
+
+    def _start(self) -> Any:
+        (self.folder / "error.txt").unlink(missing_ok=True)
+        trainer = load(self.settings.trainer)
+        self._trainer = trainer(self.config, folder=self.folder, cache=Path(self.settings.cache))
+        self._saved = self._trainer.resume()
+        return self._trainer
+
+    def _boundary(self, step: int) -> int:
+        """Give the boundary to reach: this very step if it was reached but never measured."""
+        every, steps = self.config.evaluation.every, self.config.steps
+        on_boundary = step > 0 and (step % every == 0 or step == steps)
+        if on_boundary and (step not in self.journal.boundaries or step == steps):
+            return step
+        return min(steps, (step // every + 1) * every)
+
+    def _measure(self, step: int, started: float) -> dict[str, Any]:
+        from prx.images import save_grid
+
+        images = self._trainer.sample()
+        evaluate = load(self.settings.evaluate)(self.config, Path(self.settings.cache))
+        metrics = {key: float(value) for key, value in evaluate(images).items()}
+        self._check(metrics, step)
+        save_grid(images[: self.config.evaluation.grid], self.folder / "samples" / f"step-{step:08d}.png")
+        self._save()
+        self._wall += time.perf_counter() - started
+        measured = metrics | {"loss": self._loss} | self._rates()
+        entry = {
+            "kind": "boundary",
+            "step": step,
+            "metrics": {key: value for key, value in measured.items() if math.isfinite(value)},
+            "wall_seconds": self._wall,
+            "device_seconds": self._wall * self.config.infrastructure.workers,
+        }
+        append_journal(self.folder, entry)
+        self.journal.boundaries[step] = entry
+        return entry
+
+    def _check(self, metrics: Mapping[str, float], step: int) -> None:
+        value = metrics.get(self.settings.metric)
+        if value is None or not math.isfinite(value):
+            raise NonFiniteError(f"step {step}: {self.settings.metric} must be a finite number, got {value}")
+
+    def _save(self) -> None:
+        self._trainer.save()
+        self._saved = self._trainer.step
+
+    def _rates(self) -> dict[str, float]:
+        if not self._throughput.num_steps:
+            return {}
+        found = self._throughput
+        return {
+            "batches_per_second": found.batches_per_second,
+            "samples_per_second": found.samples_per_second,
+        }
+
+    def _report(self, entry: Mapping[str, Any], *, replayed: bool) -> dict[str, Any]:
+        decisive = {
+            key: entry["metrics"].get(key) for key in (self.settings.metric, f"{self.settings.metric}_se")
+        }
+        return {
+            **{key: value for key, value in decisive.items() if value is not None},
+            **{key: entry[key] for key in ("step", "metrics", "wall_seconds", "device_seconds")},
+            "replayed": replayed,
+            "done": entry["step"] == self.config.steps,
+        }
+
+
+class TrialActor(Trainable):
+    """A worker process that runs one trial after the other: imports and evaluation networks are paid once."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Take the first trial."""
+        settle_process(Path(config["root"]))
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next trial."""
+        self._run.close()
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Go on; an error ends this trial only, and its traceback stays beside its journal."""
+        try:
+            return self._run.next()
+        except NonFiniteError as error:
+            # The trial is lost, the process is sound: keep it, a new one would cost seconds of imports.
+            self._fail()
+            return {"step": self._run.reached, "done": True, "failed": f"NonFiniteError: {error}"}
+        except Exception:
+            self._fail()
+            raise
+
+    def _fail(self) -> None:
+        (self._run.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        self._run.abandon()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        """Say where the trial stands: the checkpoint itself is in the trial's own folder."""
+        return {"step": self._run.reached}
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        """Go on after a pause: what was reported before it is not reported again."""
+        self._run.skip(int(checkpoint["step"]) if checkpoint else 0)
+
+    def cleanup(self) -> None:
+        """Keep what was trained, and release everything."""
+        self._run.close()
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._run = TrialRun(Settings(**config))
+        self._run.folder.mkdir(parents=True, exist_ok=True)
+        # Tune moves a worker into a folder of its own; relative paths of data mean the start folder.
+        os.chdir(os.environ.get("TUNE_ORIG_WORKING_DIR", "."))
+        set_threads(self._run.config.infrastructure.threads or 1)
+
+
+def settle_process(root: Path) -> None:
+    """Send everything this worker prints to a file of its own.
+
+    Raises:
+        UserError: The sweep's folder is not visible from here.
+    """
+    if not (root / "sweep.json").is_file():
+        raise UserError(
+            f"{root}: is not visible from this worker; --store must be a folder that all nodes share"
+        )
+    target = os.open(root / "logs" / f"worker-{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(target, stream)
+    os.close(target)
+    from prx.quiet import hush
+
+    hush()
+
+
+def set_threads(count: int) -> None:
+    """Bound the CPU threads of this process: trials side by side must not take each other's cores."""
+    import torch
+
+    torch.set_num_threads(count)

@@ -1,0 +1,128 @@
+"""A sweep without models: what a trial does is written in its name, and every step it trains is counted.
+
+Names: `good-3` scores 3 + 1/step; `crash-...` raises at step 15; `nan-...` measures no number; `die-...` kills its
+process once; `slow-...` takes its time.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prx.config import config_id, parse_run_config
+from prx.yamlsource import parse_yaml
+from sweeps.plan import Cell, Plan, Trial
+from sweeps.results import SweepInfo, TrialInfo
+from sweeps.spec import parse_spec
+from sweeps.trial import Parts
+
+PARTS = Parts("tests.sweeps.fakes:FakeTrainer", "tests.sweeps.fakes:evaluate", "tests.sweeps.fakes:prepare")
+
+
+@dataclass(frozen=True)
+class FakeProgress:
+    step: int
+    loss: float
+    terms: dict[str, float]
+    step_seconds: list[float]
+
+
+class FakeTrainer:
+    """The interface of `prx.trainer.Trainer`; a checkpoint is an empty file."""
+
+    def __init__(self, config: Any, *, folder: Path, cache: Path) -> None:
+        self.config, self.folder, self.step = config, folder, 0
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+
+    def resume(self) -> int:
+        found = [int(path.name.split("-")[1]) for path in (self.folder / "checkpoints").iterdir()]
+        self.step = max(found, default=0)
+        return self.step
+
+    def advance(self, until: int, *, seconds: float = float("inf")) -> FakeProgress:
+        kind = self.config.name.split("-")[0]
+        stop = min(until, self.step + 5)
+        taken = stop - self.step
+        while self.step < stop:
+            self.step += 1
+            if kind == "slow":
+                time.sleep(0.05)
+            if kind == "crash" and self.step == 15:
+                raise RuntimeError("the fake broke at step 15")
+            if kind == "die" and self.step == 15 and not (self.folder / "died").exists():
+                (self.folder / "died").touch()
+                os._exit(1)
+            with (self.folder / "trained").open("a") as log:
+                log.write(f"{self.step}\n")
+        return FakeProgress(self.step, 1.0 / self.step, {}, [0.01] * taken)
+
+    def save(self) -> None:
+        (self.folder / "checkpoints" / f"step-{self.step:08d}").touch()
+
+    def sample(self) -> torch.Tensor:
+        return torch.full((4, 3, 8, 8), self.step, dtype=torch.uint8)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def evaluate(config: Any, cache: Path) -> Any:
+    """Score by the number in the name, better with every step."""
+
+    def measure(images: torch.Tensor) -> dict[str, float]:
+        kind, _, value = config.name.partition("-")
+        step = int(images[0, 0, 0, 0])
+        score = float("nan") if kind == "nan" else float(value) + 1 / step + config.seed / 10
+        return {"cmmd": score, "cmmd_se": 0.01, "adherence": 1 / float(value)}
+
+    return measure
+
+
+def prepare(configs: Any, cache: Path, report: Any) -> None:
+    """Prepare nothing, audibly."""
+    report("nothing", 1, 1)
+
+
+def trained(folder: Path) -> list[int]:
+    """List every step a trial trained, over all its lives."""
+    path = folder / "trained"
+    return [int(line) for line in path.read_text().split()] if path.is_file() else []
+
+
+def make_plan(*names: str, scheduler: str = "{use: none}", seeds: str = "[0]", more: str = "") -> Plan:
+    """Plan 40-step trials with evaluations every 10 steps; the first name is the baseline."""
+    source = parse_yaml(
+        f"name: fake\nbase: embedded\naxes: {{alignment: [none]}}\nscheduler: {scheduler}\n"
+        f"seeds: {seeds}\ntrial: {{steps: 40, eval_every: 10}}\n{more}",
+        "fake.yaml",
+    )
+    spec = parse_spec(source)
+    settings = {"steps": 40, "batch_size": 4, "warmup_steps": 0, "evaluation": {"every": 10, "grid": 4}}
+    cells = []
+    for name in names:
+        config = parse_run_config(
+            settings | {"name": name, "text": {"encoder": name}, "infrastructure": {"threads": 1}}
+        )
+        cells.append(Cell(config_id(config), name, {"alignment": name}, config, name == names[0], {}))
+    trials = [_trial(cell, seed) for seed in spec.seeds for cell in cells]
+    return Plan(spec, source, tuple(cells), (), tuple(trials))
+
+
+def _trial(cell: Cell, seed: int) -> Trial:
+    config = cell.config.model_copy(update={"seed": seed})
+    return Trial(config_id(config), cell, seed, config)
+
+
+def make_info(*names: str, metric: str = "cmmd", seeds: tuple[int, ...] = (0,)) -> SweepInfo:
+    """Describe a sweep of cells with these names; the first is the baseline."""
+    trials = tuple(
+        TrialInfo(f"{name}-{seed}", name, name, name == names[0], seed, {"alignment": name})
+        for seed in seeds
+        for name in names
+    )
+    return SweepInfo("fake", metric, "min", 40, 10, ("alignment",), trials)
