@@ -101,7 +101,9 @@ def _text_config() -> T5GemmaConfig:
         eos_token_id=EOS_ID,
         bos_token_id=None,
     )
-    return T5GemmaConfig(encoder=module, decoder=module, is_encoder_decoder=False, vocab_size=num_words())
+    # Two copies: the config marks its decoder's module in place, which would make a shared encoder causal.
+    encoder, decoder = module.to_dict(), module.to_dict()
+    return T5GemmaConfig(encoder=encoder, decoder=decoder, is_encoder_decoder=False, vocab_size=num_words())
 
 
 def _encode(model: Any, tokenizer: Any, captions: list[str]) -> tuple[Tensor, Tensor]:
