@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,12 @@ def resolve(path: str) -> str:
         from prx.embedded import weights_folder
 
         try:
-            return str(weights_folder(path.removeprefix(EMBEDDED)))
+            folder = weights_folder(path.removeprefix(EMBEDDED))
         except ValueError as error:
             raise UserError(str(error)) from error
+        if not folder.is_dir():
+            raise UserError(f"{path!r} has no weights; make them with: python -m prx.embedded build")
+        return str(folder)
     return path
 
 
@@ -94,9 +98,18 @@ def read_config(path: str, subfolder: str | None = None, revision: str | None = 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        changed = path.stat().st_mtime_ns
+    except OSError:
         raise UserError(f"{path} is missing; a model folder is what save_pretrained() writes") from None
+    return _parsed(path, changed)
+
+
+@lru_cache(maxsize=256)
+def _parsed(path: Path, changed: int) -> dict[str, Any]:
+    """Parse a file once as long as it does not change: a plan of many cells asks for it in every one."""
+    del changed
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(found, dict):
