@@ -90,8 +90,8 @@ def read_config(path: str, subfolder: str | None = None, revision: str | None = 
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         name = f"{subfolder}/config.json" if subfolder else "config.json"
         raise UserError(
-            f"{path!r} is neither a local folder nor a reachable hub model: {name} is missing. Save the model to a "
-            f"folder with save_pretrained() and give its path, or download it with: hf download {target}"
+            f"{path!r} is neither a local folder nor a reachable hub model: {name} is missing. Save the model "
+            f"to a folder with save_pretrained() and give its path, or download it with: hf download {target}"
         ) from error
     return _read_json(Path(found))
 
