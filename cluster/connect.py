@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,15 +71,16 @@ def attach(
     num_cpus: int | None,
     log_dir: Path,
     timeout_s: float = 20,
-    num_gpus: int | None = None,
+    environment: Mapping[str, str] | None = None,
+    object_store_bytes: int | None = None,
     dashboard: bool = False,
 ) -> Attached:
     """Connect to `address`, else to RAY_ADDRESS, else start an instance here that ends with `close`.
 
     Inside a Ray job RAY_ADDRESS comes from Ray. `auto` looks for a head on this machine, `local` insists on
-    an instance of our own. `num_cpus`, `num_gpus` and `dashboard` are for that instance, and nothing in it
+    an instance of our own, to which `num_cpus`, `object_store_bytes` and `dashboard` belong; nothing in it
     listens beyond loopback. Trials of several workers need the dashboard: without it Ray never frees the
-    workers of a stopped trial.
+    workers of a stopped trial. `environment` reaches every worker; what the job itself sets comes first.
 
     Units: seconds.
     Raises: ConnectError.
@@ -86,25 +89,65 @@ def attach(
 
     if ray.is_initialized():
         return Attached(ray.get_runtime_context().gcs_address, owned=False)
+    source, named = _named(address)
+    options: dict[str, object] = {"runtime_env": {"env_vars": _left_by_job(environment or {})}}
+    if named != "local":
+        return _join(named, source, timeout_s, options)
+    options |= {
+        "num_cpus": num_cpus,
+        "object_store_memory": object_store_bytes,
+        "include_dashboard": dashboard,
+    }
+    return _start(log_dir, options)
+
+
+def check(address: str | None, timeout_s: float = 20) -> None:
+    """Refuse what `attach` would refuse, without connecting or starting anything.
+
+    Units: seconds.
+    Raises: ConnectError.
+    """
+    source, named = _named(address)
+    if named != "local":
+        with _reached(named, source, timeout_s):
+            pass
+
+
+def _named(address: str | None) -> tuple[str, str]:
+    """Return where the address comes from, and the address."""
     source = "--address" if address else "RAY_ADDRESS"
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    if address == "local":
-        return _start(num_cpus, num_gpus, dashboard, log_dir)
-    return _join(address, source, timeout_s)
+    return source, address or os.environ.get("RAY_ADDRESS") or "local"
 
 
-def _join(address: str, source: str, timeout_s: float) -> Attached:
+def _left_by_job(environment: Mapping[str, str]) -> dict[str, str]:
+    """Leave out what the Ray job around us sets: Ray refuses to start where both name a variable."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    taken = (job.get("runtime_env") or {}).get("env_vars") or {}
+    return {name: value for name, value in environment.items() if name not in taken}
+
+
+def _join(address: str, source: str, timeout_s: float, environment: Mapping[str, str]) -> Attached:
+    runtime = {"env_vars": dict(environment)} if environment else None
+    with ExitStack() as stack:
+        target, token = stack.enter_context(_reached(address, source, timeout_s))
+        if why := _init(address=target, runtime_env=runtime):
+            raise ConnectError(_refusal(source, address, why, token))
+        stack.callback(_shutdown)
+        return Attached(target, owned=False, _leave=stack.pop_all())
+
+
+@contextmanager
+def _reached(address: str, source: str, timeout_s: float) -> Iterator[tuple[str, bool]]:
+    """Hold the token for a head that answers; give `HOST:PORT`, and whether there is a token."""
     with ExitStack() as stack:
         try:
             token = stack.enter_context(authentication.found_token())
             target = _target(address, source)
-            why = probe.problem(target, timeout_s) or _init(address=target)
         except ValueError as error:
             raise ConnectError(str(error)) from error
-        if why:
+        if why := probe.problem(target, timeout_s):
             raise ConnectError(_refusal(source, address, why, token))
-        stack.callback(_shutdown)
-        return Attached(target, owned=False, _leave=stack.pop_all())
+        yield target, token
 
 
 def _target(address: str, source: str) -> str:
@@ -132,13 +175,14 @@ def _target(address: str, source: str) -> str:
 
 def _init(**options: object) -> str | None:
     """Call `ray.init` quietly; return why it failed, or nothing."""
-    import logging
-
     import ray
 
+    # Whoever has arranged the log files of this process wants Ray's records in them too.
+    arranged = bool(logging.getLogger().handlers)
+    options |= {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": not arranged}
     try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (RuntimeError, OSError, TimeoutError, ray.exceptions.RayError) as error:
+        ray.init(**options)
+    except (RuntimeError, OSError, ValueError, ray.exceptions.RayError) as error:
         _shutdown()
         return " ".join(str(error).split()) or type(error).__name__
     return None
@@ -159,12 +203,13 @@ def _how_to_start() -> str:
     )
 
 
-def _start(num_cpus: int | None, num_gpus: int | None, dashboard: bool, log_dir: Path) -> Attached:
+def _start(log_dir: Path, environment: Mapping[str, str], options: Mapping[str, object]) -> Attached:
     import ray
 
     with ExitStack() as stack:
         folder = _short_folder()
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        stack.enter_context(authentication.environment(environment))
         try:
             stack.enter_context(authentication.private_token())
         except ValueError as error:
@@ -172,12 +217,10 @@ def _start(num_cpus: int | None, num_gpus: int | None, dashboard: bool, log_dir:
         stack.enter_context(_only_loopback())
         why = _init(
             address="local",
-            num_cpus=num_cpus,
-            num_gpus=num_gpus,
-            include_dashboard=dashboard,
             dashboard_host=LOOPBACK,
             _node_ip_address=LOOPBACK,
             _temp_dir=str(folder),
+            **options,
         )
         if why:
             kept = _keep_logs(folder, log_dir)

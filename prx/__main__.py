@@ -83,7 +83,8 @@ def _train(config: RunConfig, out: Path, cache: Path) -> None:
 
         trainer.train(config, folder=out, cache=cache, report=report)
     if main_rank:
-        console.print(f"trained {config.steps} steps in {time.perf_counter() - started:.0f} s; pictures in {out}/samples")
+        seconds = time.perf_counter() - started
+        console.print(f"trained {config.steps} steps in {seconds:.0f} s; pictures in {out}/samples")
 
 
 def main() -> None:

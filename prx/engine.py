@@ -151,7 +151,8 @@ class Engine:
                 if not torch.isfinite(value):
                     label = name if name == MAIN_TERM else f"losses.{name}"
                     return f"{where}: {label} became {value.item()}; the weights are those of step {self._step}"
-        return f"{where}: the gradient is not finite while every loss term is; the weights are those of step {self._step}"
+        kept = f"the weights are those of step {self._step}"
+        return f"{where}: the gradient is not finite while every loss term is; {kept}"
 
     def save(self, folder: Path) -> None:
         """Write model and optimizer to a folder that appears whole or not at all."""

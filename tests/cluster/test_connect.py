@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import socket
@@ -9,7 +10,7 @@ import socket
 import pytest
 
 from cluster import authentication
-from cluster.connect import ConnectError, attach
+from cluster.connect import ConnectError, _left_by_job, attach, check
 
 NOWHERE = "127.0.0.1:9"
 
@@ -69,6 +70,24 @@ def test_a_token_that_is_there_is_sent(tmp_path, monkeypatch):
     assert authentication.MODE not in os.environ
 
 
+def test_a_check_says_the_same_without_connecting(tmp_path):
+    import ray
+
+    with pytest.raises(ConnectError, match="connection refused"):
+        check(NOWHERE)
+    check(None)
+    check("local")
+    assert not ray.is_initialized()
+
+
+def test_what_the_job_sets_is_left_to_it(monkeypatch):
+    wanted = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
+    assert _left_by_job(wanted) == wanted
+    job = {"runtime_env": {"env_vars": {"WANDB_MODE": "offline"}}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
+    assert _left_by_job(wanted) == {"OMP_NUM_THREADS": "1"}
+
+
 def listening(process):
     """Return the addresses beyond loopback on which a process tree listens."""
     tree = [process, *process.children(recursive=True)]
@@ -81,7 +100,8 @@ def test_an_instance_of_our_own(tmp_path):
     import psutil
     import ray
 
-    with attach(None, num_cpus=2, log_dir=tmp_path / "logs") as attached:
+    settings = {"environment": {"PRX_PLACE": "here"}, "object_store_bytes": 100 * 1024**2}
+    with attach(None, num_cpus=2, log_dir=tmp_path / "logs", **settings) as attached:
         assert attached.owned
         assert attached.resources()["CPU"] == 2
         assert [node["CPU"] for node in attached.nodes()] == [2]
@@ -89,6 +109,7 @@ def test_an_instance_of_our_own(tmp_path):
         assert attached.logs is not None
         assert attached.logs.is_dir()
         assert authentication.TOKEN in os.environ
+        assert ray.get(ray.remote(os.getenv).remote("PRX_PLACE")) == "here"
         if platform.system() == "Linux":
             assert listening(psutil.Process()) == []
         again = attach(None, num_cpus=2, log_dir=tmp_path)

@@ -1,7 +1,7 @@
 """A sweep without models: what a trial does is written in its name, and every step it trains is counted.
 
-Names: `good-3` scores 3 + 1/step; `crash-...` raises at step 15; `nan-...` measures no number; `die-...` kills its
-process once; `slow-...` takes its time.
+Names: `good-3` scores 3 + 1/step; `crash-...` raises at step 15; `nan-...` measures no number;
+`die-...` kills its process once; `slow-...` takes its time.
 """
 
 from __future__ import annotations

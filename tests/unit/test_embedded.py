@@ -80,7 +80,9 @@ def test_scenes_differ() -> None:
 
 
 def test_captions_name_what_the_attributes_say() -> None:
-    expected = "a large red circle at the top left and a small blue square at the bottom right on a white background"
+    expected = (
+        "a large red circle at the top left and a small blue square at the bottom right on a white background"
+    )
     assert caption_long(_SCENE) == expected
     assert caption_short(_SCENE) == "red circle and blue square"
     assert attributes(_SCENE)["second_position"] == "bottom right"
@@ -110,7 +112,9 @@ def test_objects_are_in_reading_order_and_apart(scenes: list[Scene]) -> None:
     for scene in scenes:
         assert [item.position for item in scene.objects] == sorted({item.position for item in scene.objects})
         assert np.max(sum(coverage(item) for item in scene.objects)) <= 2
-        assert (sum((coverage(item) > 0.5).astype(int) for item in scene.objects) > 1).sum() <= IMAGE_SIZE // 2
+        assert (
+            sum((coverage(item) > 0.5).astype(int) for item in scene.objects) > 1
+        ).sum() <= IMAGE_SIZE // 2
 
 
 def test_patch_labels_follow_coverage(scenes: list[Scene]) -> None:
@@ -196,3 +200,119 @@ def test_card_and_configs_hold_no_machine_paths() -> None:
     texts = [path.read_text(encoding="utf-8") for path in root.rglob("*") if path.suffix in {".json", ".md"}]
     assert len(texts) > len(ROLES)
     assert not [text for text in texts if "/tmp" in text or "/home" in text or str(Path.cwd()) in text]
+
+
+def _load(library: Any, role: str) -> Any:
+    return library.from_pretrained(weights_folder(role)).eval()
+
+
+def _prepared(role: str, images: Tensor) -> Tensor:
+    config = json.loads((weights_folder(role) / "preprocessor_config.json").read_text(encoding="utf-8"))
+    mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("image_mean", "image_std"))
+    return (images - mean) / std
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("role", "bound_db"), [("flux", 21.0), ("flux2", 21.0), ("repa_e", 20.0)])
+def test_tokenizers_reconstruct(role: str, bound_db: float, images: Tensor) -> None:
+    from diffusers import AutoencoderKL, AutoencoderKLFlux2
+
+    vae = _load(AutoencoderKLFlux2 if role == "flux2" else AutoencoderKL, role)
+    latent = vae.encode(2 * images - 1).latent_dist.mode()
+    assert latent.shape[1:] == ((32, 8, 8) if role == "flux2" else (4, 8, 8))
+    error = ((vae.decode(latent).sample.clamp(-1, 1) + 1) / 2 - images).square().mean((1, 2, 3))
+    assert (-10 * error.log10()).mean() > bound_db
+    if role == "flux2":
+        folded = torch.nn.functional.pixel_unshuffle(latent, 2)
+        latent = (folded - vae.bn.running_mean[:, None, None]) / (
+            vae.bn.running_var[:, None, None] + 1e-4
+        ).sqrt()
+    else:
+        latent = (latent - vae.config.shift_factor) * vae.config.scaling_factor
+    assert latent.mean().abs() < 0.15
+    assert 0.8 < latent.std() < 1.2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("role", ["dinov2", "dinov3", "dino_mmd"])
+def test_vision_transformers_load_with_registers(role: str, images: Tensor) -> None:
+    from transformers import Dinov2WithRegistersModel, DINOv3ViTModel
+
+    model = _load(DINOv3ViTModel if role == "dinov3" else Dinov2WithRegistersModel, role)
+    states = model(pixel_values=_prepared(role, images[:16])).last_hidden_state
+    assert model.config.num_register_tokens == 4
+    assert states.shape == (16, 1 + 4 + 64, model.config.hidden_size)
+    assert states.dtype == torch.float32
+
+
+@pytest.mark.parametrize("role", ["dinov2", "dinov3"])
+def test_teacher_patches_know_what_they_cover(role: str, card: dict[str, Any]) -> None:
+    for label in ("colour", "shape"):
+        probe = card[role]["patch_probe"][label]
+        assert probe["accuracy"] > probe["majority"] + 0.05
+        assert probe["foreground"] > 0.9
+
+
+def test_alignment_shows_in_the_latent(scenes: list[Scene], images: Tensor) -> None:
+    from diffusers import AutoencoderKL
+
+    from prx.embedded.training.common import linear_probe
+
+    labels = torch.from_numpy(np.stack([patch_labels(scene)[0].ravel() for scene in scenes]))
+    found = {}
+    for role in ("flux", "repa_e"):
+        with torch.no_grad():
+            latent = _load(AutoencoderKL, role).encode(2 * images - 1).latent_dist.mode().flatten(2).mT
+        halves = [
+            (latent[part].flatten(0, 1), labels[part].flatten()) for part in (slice(96), slice(96, None))
+        ]
+        found[role] = linear_probe(halves[0], halves[1], 9).foreground
+    assert found["repa_e"] > found["flux"]
+
+
+@torch.no_grad()
+def test_reader_reads_attributes(scenes: list[Scene], images: Tensor) -> None:
+    from transformers import ResNetForImageClassification
+
+    model = _load(ResNetForImageClassification, "reader")
+    logits = model(pixel_values=_prepared("reader", images)).logits
+    labels = [model.config.id2label[i] for i in range(logits.shape[1])]
+    for name in ATTRIBUTES:
+        columns = [i for i, label in enumerate(labels) if label.startswith(f"{name}=")]
+        best = logits[:, columns].argmax(1)
+        read = [labels[columns[i]].partition("=")[2] for i in best.tolist()]
+        right = np.mean([value == attributes(scene)[name] for value, scene in zip(read, scenes, strict=True)])
+        assert right > 0.97, name
+
+
+@torch.no_grad()
+def test_clip_image_tower_and_inception_give_features(images: Tensor) -> None:
+    from transformers import CLIPVisionModelWithProjection, ResNetForImageClassification
+
+    clip = _load(CLIPVisionModelWithProjection, "clip")
+    assert clip(pixel_values=_prepared("clip", images[:8])).image_embeds.shape == (
+        8,
+        clip.config.projection_dim,
+    )
+    inception = _load(ResNetForImageClassification, "inception")
+    pooled = inception.resnet(_prepared("inception", images[:8])).pooler_output
+    assert pooled.flatten(1).shape == (8, 64)
+
+
+def test_clip_finds_the_caption_of_a_picture(card: dict[str, Any]) -> None:
+    retrieval = card["clip"]["retrieval"]
+    assert min(retrieval["image_to_text_top1"], retrieval["text_to_image_top1"]) > 100 * retrieval["chance"]
+
+
+@torch.no_grad()
+def test_text_encoder_handles_empty_text_and_padding() -> None:
+    from transformers import AutoTokenizer, T5GemmaEncoderModel
+
+    tokenizer = AutoTokenizer.from_pretrained(weights_folder("text_encoder"))
+    model = _load(T5GemmaEncoderModel, "text_encoder")
+    assert len(tokenizer("")["input_ids"]) == 1
+    assert tokenizer.unk_token_id not in tokenizer(caption_long(_SCENE))["input_ids"]
+    short = tokenizer(["red circle"], return_tensors="pt")
+    padded = tokenizer(["red circle"], return_tensors="pt", padding="max_length")
+    states, longer = (model(**tokens).last_hidden_state for tokens in (short, padded))
+    assert torch.allclose(states, longer[:, : states.shape[1]], atol=1e-4)

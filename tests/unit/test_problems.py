@@ -59,8 +59,8 @@ RULES = [
     ),
     (
         {"precision": "bf16_pure", "infrastructure": {"zero_stage": 0}},
-        "infrastructure.zero_stage: must be 1..3 with precision bf16_pure (DeepSpeed keeps a float32 master copy "
-        "at stage 0), got 0",
+        "infrastructure.zero_stage: must be 1..3 with precision bf16_pure (DeepSpeed keeps a float32 master "
+        "copy at stage 0), got 0",
     ),
     ({"warmup_steps": 5}, "warmup_steps: must be at most steps (4), got 5"),
     ({"evaluation": {"grid": 9}}, "evaluation.grid: must be at most evaluation.num_samples (8), got 9"),
@@ -116,7 +116,8 @@ def test_models_that_are_missing(world, tmp_path):
 
 def test_hub_models_that_cannot_be_reached(world):
     path = "nobody/no-such-model"
-    hint = "Save the model to a folder with save_pretrained() and give its path, or download it with: hf download"
+    hint = "Save the model to a folder with save_pretrained() and give its path, "
+    hint += "or download it with: hf download"
     tokenizer = {"use": "autoencoder", "path": path, "subfolder": "vae"}
     for changes, key, file in (
         ({"text": {"encoder": path}}, "text.encoder", "config.json"),
