@@ -34,7 +34,7 @@ from prx.embedded.training.common import (
     save_preprocessor,
 )
 
-PATCH, REGISTERS, GRID = 4, 4, 8
+PATCH, REGISTERS = 4, 4
 PREFIX = 1 + REGISTERS
 _BATCH = 64
 _INIT = 0.1  # the library's 0.02 suits widths of hundreds
