@@ -90,15 +90,10 @@ def attach(
     if ray.is_initialized():
         return Attached(ray.get_runtime_context().gcs_address, owned=False)
     source, named = _named(address)
-    options: dict[str, object] = {"runtime_env": {"env_vars": _left_by_job(environment or {})}}
     if named != "local":
-        return _join(named, source, timeout_s, options)
-    options |= {
-        "num_cpus": num_cpus,
-        "object_store_memory": object_store_bytes,
-        "include_dashboard": dashboard,
-    }
-    return _start(log_dir, options)
+        return _join(named, source, timeout_s, _left_by_job(environment or {}))
+    options = {"num_cpus": num_cpus, "object_store_memory": object_store_bytes}
+    return _start(log_dir, environment or {}, options | {"include_dashboard": dashboard})
 
 
 def check(address: str | None, timeout_s: float = 20) -> None:

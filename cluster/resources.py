@@ -84,9 +84,7 @@ def _times(need: Mapping[str, float], have: Mapping[str, float]) -> int:
     return min(math.floor(have.get(name, 0) / amount + _ROUNDING) for name, amount in need.items())
 
 
-def _does_not_fit(
-    shape: TrialShape, largest: Mapping[str, float], nodes: Sequence[Mapping[str, float]]
-) -> str:
+def _does_not_fit(shape: TrialShape, largest: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> str:
     need, workers = _listed(shape.total), f"{shape.workers} worker{'s' if shape.workers > 1 else ''}"
     driver = f", of which the trial's driver {DRIVER_CPUS:g} CPU" if shape.workers > 1 else ""
     have = _listed({name: largest.get(name, 0) for name in shape.total})

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from cluster.__main__ import app
 from cluster.connect import ConnectError
-from cluster.launch import DEFAULT_SERVER, MEBIBYTE, job_server, preflight, submit
+from cluster.launch import DEFAULT_SERVER, MEBIBYTE, _uploaded, job_server, preflight, submit
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,10 +59,15 @@ def test_too_large_an_upload_lists_the_largest_entries(folder):
     assert [line.split()[-1] for line in lines[1:3]] == ["runs/result", "data/big.bin"]
 
 
-def test_this_repository_is_small_enough_to_send(tmp_path):
-    size = preflight(ROOT)
-    assert size.total < 20 * MEBIBYTE
-    assert not {".git", ".venv", "runs", "docs"} & {path.split("/")[0] for path, _ in size.largest}
+def test_this_repository_sends_little_and_all_that_a_sweep_needs():
+    sizes = _uploaded(ROOT)
+    assert sum(sizes.values()) < 20 * MEBIBYTE
+    assert not {".git", ".venv", "runs", "docs"} & {path.parts[0] for path in sizes}
+    weights = [path.relative_to(ROOT) for path in (ROOT / "prx" / "embedded").rglob("*.safetensors")]
+    configs = [path.relative_to(ROOT) for path in (ROOT / "sweeps" / "configs").glob("*.yaml")]
+    assert weights
+    assert configs
+    assert {*weights, *configs} <= sizes.keys()
 
 
 def test_a_folder_that_is_missing_is_refused(tmp_path):
