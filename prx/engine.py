@@ -108,10 +108,20 @@ class Engine:
             self._losses.append(loss.detach())
             self._terms.append(terms)
             self.engine.backward(loss)
+            self._refuse_overflow()
             self.engine.step()
         if not self._moved:  # some of DeepSpeed's optimizers skip a non-finite step in silence
             raise NonFiniteError(self._explain())
         return self._means()
+
+    def _refuse_overflow(self) -> None:
+        """Stop where clipping without ZeRO would turn gradients whose norm overflows into zeros, unnoticed."""
+        clipped = self.config.grad_clip and self.config.infrastructure.zero_stage == 0
+        if not clipped or not self.engine.is_gradient_accumulation_boundary():
+            return
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        if gradients and not torch.isfinite(torch.stack(torch._foreach_norm(gradients)).float().norm()):
+            raise NonFiniteError(self._explain())
 
     def _means(self) -> dict[str, float]:
         names = list(self._terms[0])
