@@ -25,8 +25,8 @@ STYLES = {
     "failed": ("✗", "red"),
 }
 ORDER = tuple(STYLES)
-FRAME = 7
-"""Lines around the trials: title, header, collapsed counts, progress, log path, and room for the cursor."""
+FRAME = 5
+"""Lines around the trials: title, header, progress, message, and one for the cursor."""
 
 
 class Outlook(Protocol):

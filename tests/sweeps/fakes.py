@@ -54,7 +54,7 @@ class FakeTrainer:
                 time.sleep(0.05)
             if kind == "crash" and self.step == 15:
                 raise RuntimeError("the fake broke at step 15")
-            if kind == "die" and self.step == 15 and not (self.folder / "died").exists():
+            if kind == "die" and self.step == 5 and not (self.folder / "died").exists():
                 (self.folder / "died").touch()
                 os._exit(1)
             with (self.folder / "trained").open("a") as log:

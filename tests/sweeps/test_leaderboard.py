@@ -1,0 +1,106 @@
+"""The table in the article's form: order, marks, and what may be concluded."""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from sweeps.leaderboard import ranking, render_leaderboard, verdict
+from tests.sweeps.fakes import make_info
+
+
+def row(name, step, state="complete", seed=0, **metrics):
+    identity = {"trial_id": f"{name}-{seed}", "cell_id": name, "name": name, "seed": seed}
+    return identity | {"step": step, "state": state, "replayed": False, "reason": "", **metrics}
+
+
+def text(frame, info):
+    console = Console(width=110, no_color=True)
+    with console.capture() as capture:
+        console.print(render_leaderboard(frame, info))
+    return capture.get()
+
+
+INFO = make_info("base", "a", "b", "c", "d")
+
+
+def test_complete_first_then_pruned_by_steps_then_failed():
+    frame = pd.DataFrame(
+        [
+            row("d", 0, "failed"),
+            row("c", 10, "pruned", cmmd=0.5),
+            row("b", 20, "pruned", cmmd=3.0),
+            row("base", 40, cmmd=2.0),
+            row("a", 10, cmmd=9.0),
+            row("a", 40, cmmd=1.0),
+        ]
+    )
+    assert [result.name for result in ranking(frame, INFO)] == ["a", "base", "b", "c", "d"]
+    lines = [line.split() for line in text(frame, INFO).splitlines() if line.strip()]
+    assert lines[0] == ["Method", "CMMD", "↓", "steps", "state"]
+    assert lines[2] == ["a", "1", "40", "complete"]
+    assert lines[-3] == ["d", "-", "0", "failed"]
+    assert "their figures, CMMD included, are at fewer steps" in text(frame, INFO)
+
+
+def test_the_best_of_each_column_is_marked_among_cells_at_full_length():
+    frame = pd.DataFrame(
+        [
+            row("a", 40, cmmd=1.0, adherence=0.5),
+            row("b", 40, cmmd=2.0, adherence=0.75),
+            row("c", 10, "pruned", cmmd=0.1, adherence=0.99),
+        ]
+    )
+    console = Console(width=110, force_terminal=True, color_system="standard")
+    with console.capture() as capture:
+        console.print(render_leaderboard(frame, INFO))
+    marked = [re.findall(r"\x1b\[1;32m *(\S+)\x1b", line) for line in capture.get().splitlines()]
+    assert [values for values in marked if values] == [["1"], ["0.75"]]
+
+
+def test_seeds_become_mean_and_standard_error():
+    rows = [row("a", 40, seed=seed, cmmd=value, cmmd_se=0.5) for seed, value in enumerate([1.0, 2.0, 3.0])]
+    rows += [row("a", 10, "failed", seed=3, cmmd=100.0)]
+    (result,) = ranking(pd.DataFrame(rows), make_info("a", seeds=(0, 1, 2, 3)))
+    assert result.seeds == 3
+    assert result.metrics["cmmd"].value == pytest.approx(2.0)
+    assert result.metrics["cmmd"].se == pytest.approx(3**-0.5)  # sample deviation 1 over the root of 3
+    assert "a (3 seeds)" in text(pd.DataFrame(rows), INFO)
+    assert "2 ± 0.6" in text(pd.DataFrame(rows), INFO)
+
+
+def test_an_unfinished_seed_leaves_the_cell_unfinished():
+    rows = [row("a", 40, seed=0, cmmd=1.0), row("a", 40, "running", seed=1, cmmd=1.0)]
+    assert ranking(pd.DataFrame(rows), INFO)[0].state == "running"
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "expected"),
+    [
+        ({"cmmd": 1.0, "cmmd_se": 0.1}, {"cmmd": 2.0, "cmmd_se": 0.1}, "Winner by CMMD: a, ahead of b by 1 "),
+        (
+            {"cmmd": 1.0, "cmmd_se": 0.4},
+            {"cmmd": 2.0, "cmmd_se": 0.4},
+            "Not separable at this budget: a leads b",
+        ),
+        ({"cmmd": 1.0}, {"cmmd": 2.0}, "Best CMMD: a, by 1; without standard errors"),
+    ],
+)
+def test_verdict(one, two, expected):
+    frame = pd.DataFrame([row("a", 40, **one), row("b", 40, **two)])
+    assert verdict(ranking(frame, INFO), INFO).startswith(expected)
+
+
+def test_verdict_needs_two_cells_at_full_length():
+    frame = pd.DataFrame([row("a", 40, cmmd=1.0), row("b", 10, "pruned", cmmd=0.5)])
+    assert verdict(ranking(frame, INFO), INFO) == "No two cells reached step 40: nothing to compare yet."
+
+
+def test_a_metric_to_maximise_ranks_the_other_way():
+    info = make_info("a", "b", metric="adherence")
+    object.__setattr__(info, "mode", "max")
+    frame = pd.DataFrame([row("a", 40, adherence=0.2), row("b", 40, adherence=0.7)])
+    assert [result.name for result in ranking(frame, info)] == ["b", "a"]

@@ -1,0 +1,163 @@
+"""A sweep of fakes on a real Ray: crashes, no numbers, dead processes, early stopping, resume, exit codes."""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from sweeps.logs import environment
+from sweeps.report_end import print_end
+from sweeps.results import SweepFolder, read_results, read_state
+from sweeps.run import run_sweep, sweep_info
+from sweeps.status import exclusive, render_status
+from sweeps.trial import Settings, TrialRun
+from tests.sweeps import fakes
+
+NAMES = ("good-3", "good-1", "good-2", "good-5", "crash-2", "nan-2", "die-4", "good-4")
+HALVING = "{use: halving, grace_steps: 10, reduction_factor: 2}"
+
+
+@pytest.fixture(scope="module")
+def ray_here():
+    """A local Ray of two CPUs for this module; `run_sweep` joins it and leaves it alone."""
+    import ray
+
+    with environment():
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
+                 _node_ip_address="127.0.0.1", object_store_memory=100 * 1024**2)  # fmt: skip
+        yield
+        ray.shutdown()
+
+
+def text_of(run):
+    output = io.StringIO()
+    result = run(Console(file=output, width=200))
+    return result, output.getvalue()
+
+
+class Sweep:
+    """The module's one big run, and what it printed."""
+
+    def __init__(self, store: Path) -> None:
+        self.store, self.folder = store, SweepFolder(store, "fake")
+        self.plan = fakes.make_plan(*NAMES, scheduler=HALVING)
+        self._killed_before("good-1")
+        self.outcome, self.text = text_of(
+            lambda console: run_sweep(self.plan, store=store, parts=fakes.PARTS, max_concurrent=2, console=console)
+        )
+        self.frame = read_results(self.outcome.results_path)
+
+    def home(self, name):
+        (trial,) = [trial for trial in self.plan.trials if trial.cell.name == name]
+        return self.folder.trial(trial.trial_id)
+
+    def state(self, name):
+        return read_state(self.home(name))
+
+    def _killed_before(self, name):
+        """Leave what a driver killed at step 25 of a trial leaves."""
+        (trial,) = [trial for trial in self.plan.trials if trial.cell.name == name]
+        paths = {"root": str(self.folder.root), "folder": str(self.home(name)), "cache": str(self.folder.cache)}
+        parts = {"trainer": fakes.PARTS.trainer, "evaluate": fakes.PARTS.evaluate}
+        config = trial.config.model_dump(mode="json")
+        run = TrialRun(Settings(trial.trial_id, config, metric="cmmd", **paths, **parts))
+        assert asdict(run.settings)["trial_id"] == trial.trial_id
+        for _ in range(5):
+            run.next()
+
+
+@pytest.fixture(scope="module")
+def sweep(ray_here, tmp_path_factory):
+    return Sweep(tmp_path_factory.mktemp("store"))
+
+
+def test_every_trial_ends_in_the_right_state(sweep):
+    states = {name: sweep.state(name) for name in NAMES}
+    assert {name: state.state for name, state in states.items()} == {
+        "good-3": "complete", "good-1": "complete", "good-2": "complete", "good-4": "pruned", "good-5": "pruned",
+        "crash-2": "failed", "nan-2": "failed", "die-4": "failed",
+    }  # fmt: skip
+    assert states["good-5"].reason == "rung 10: cmmd 5.1 behind 2.1 (kept best 3 of 6)"
+    assert states["crash-2"].reason == "RuntimeError: the fake broke at step 15"
+    assert states["nan-2"].reason == "NonFiniteError: step 10: cmmd must be a finite number, got nan"
+    assert states["die-4"].reason.startswith("the worker process died: ")
+    assert sweep.outcome.exit_code == 1
+    assert len(sweep.outcome.failed) == 3
+    assert sweep.outcome.unfinished == 0
+
+
+def test_results_have_a_row_per_boundary(sweep):
+    steps = {name: list(group["step"]) for name, group in sweep.frame.groupby("name")}
+    assert steps["good-2"] == [10, 20, 30, 40]
+    assert steps["good-5"] == [10]
+    assert steps["crash-2"] == [10]
+    assert steps["nan-2"] == [0]
+    assert sweep.frame.loc[sweep.frame["name"] == "good-3", "is_baseline"].all()
+    assert (sweep.frame["device_seconds"] >= 0).all()
+
+
+def test_the_killed_trial_went_on_from_its_checkpoint(sweep):
+    rows = sweep.frame[sweep.frame["name"] == "good-1"]
+    assert list(zip(rows["step"], rows["replayed"], strict=True)) == [
+        (10, True), (20, True), (30, False), (40, False),
+    ]  # fmt: skip
+    assert fakes.trained(sweep.home("good-1")) == [*range(1, 26), *range(21, 41)]
+
+
+def test_paused_trials_train_no_step_twice(sweep):
+    assert fakes.trained(sweep.home("good-2")) == list(range(1, 41))
+    assert fakes.trained(sweep.home("good-5")) == list(range(1, 11))
+
+
+def test_what_is_printed(sweep):
+    assert f"logs: {sweep.folder.logs}" in sweep.text
+    for kind in ("started", "boundary", "paused", "resumed", "pruned", "complete", "failed"):
+        assert f" {kind} " in sweep.text
+    assert "Traceback" not in sweep.text
+    _, end = text_of(lambda console: print_end(sweep.outcome, console))
+    lines = [line.split()[0] for line in end.splitlines() if line.strip()]
+    assert lines[2:5] == ["good-1", "good-2", "good-3"]
+    assert f"results: {sweep.folder.results}" in end
+    assert f"samples of the best trial: {sweep.home('good-1') / 'samples' / 'step-00000040.png'}" in end
+    assert "failed: crash-2: RuntimeError: the fake broke at step 15 (traceback: " in end
+    _, status = text_of(lambda console: console.print(render_status(sweep.folder)))
+    assert "fake: not running; 3 complete, 2 pruned, 3 failed" in status
+
+
+def test_running_again_trains_nothing_and_needs_no_ray(sweep):
+    """Without the failed cells (those are tried again) every rung is decided from the journals alone."""
+    names = [name for name in NAMES if sweep.state(name).state != "failed"]
+    before = {name: fakes.trained(sweep.home(name)) for name in names}
+    plan = fakes.make_plan(*names, scheduler=HALVING)
+    outcome, text = text_of(
+        lambda console: run_sweep(plan, store=sweep.store, parts=fakes.PARTS,
+                                  console=console)
+    )  # fmt: skip
+    assert outcome.exit_code == 0
+    assert "started" not in text
+    assert {name: fakes.trained(sweep.home(name)) for name in names} == before
+    frame = read_results(outcome.results_path)
+    assert frame["replayed"].all()
+    assert set(frame.loc[frame["step"] == 40, "name"]) == {"good-1", "good-2", "good-3"}
+
+
+def test_a_sweep_is_run_by_one_process_at_a_time(tmp_path):
+    from prx.errors import UserError
+
+    plan = fakes.make_plan("good-1")
+    folder = SweepFolder(tmp_path, "fake")
+    folder.root.mkdir(parents=True)
+    with exclusive(folder), pytest.raises(UserError, match=f"is being run by process {os.getpid()}"):
+        run_sweep(plan, store=tmp_path, parts=fakes.PARTS, console=Console(file=io.StringIO()))
+
+
+def test_what_ranks_is_what_decides():
+    plan = fakes.make_plan("good-1", more="objectives: {adherence: max, cmmd: min}\n")
+    assert (sweep_info(plan).metric, sweep_info(plan).mode) == ("adherence", "max")
+    plan = fakes.make_plan("good-1", scheduler="{use: asha}", more="objectives: {adherence: max, cmmd: min}\n")
+    assert (sweep_info(plan).metric, sweep_info(plan).mode) == ("cmmd", "min")

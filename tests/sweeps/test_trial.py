@@ -1,0 +1,128 @@
+"""One trial in this process: boundaries, replay, every kind of crash."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import pytest
+
+from prx.errors import NonFiniteError, UserError
+from sweeps.results import read_journal
+from sweeps.trial import Settings, TrialActor, TrialRun, settle_process
+from tests.sweeps import fakes
+
+
+@pytest.fixture
+def start(tmp_path):
+    def make(name="good-3"):
+        trial = fakes.make_plan(name).trials[0]
+        config = json.loads(json.dumps(trial.config.model_dump(mode="json")))
+        paths = {"root": str(tmp_path), "folder": str(tmp_path / "trial"), "cache": str(tmp_path / "cache")}
+        parts = {"trainer": fakes.PARTS.trainer, "evaluate": fakes.PARTS.evaluate}
+        return TrialRun(Settings(trial.trial_id, config, metric="cmmd", **paths, **parts))
+
+    return make
+
+
+def play(run, until="done"):
+    """Call `next` to the end, or to a boundary; gives the reports of boundaries."""
+    found = []
+    while True:
+        result = run.next()
+        if "metrics" in result:
+            found.append(result)
+            if result["done"] or result["step"] == until:
+                return found
+
+
+def test_boundaries_of_an_uninterrupted_trial(start):
+    run = start()
+    first = run.next()
+    assert first == {"step": 5, "done": False}  # too few steps for a rate
+    found = play(run)
+    assert [(r["step"], r["done"], r["replayed"]) for r in found] == [
+        (10, False, False), (20, False, False), (30, False, False), (40, True, False),
+    ]  # fmt: skip
+    assert found[0]["cmmd"] == pytest.approx(3.1)
+    assert found[0]["metrics"].keys() >= {"cmmd", "cmmd_se", "adherence", "loss", "samples_per_second"}
+    assert found[-1]["wall_seconds"] >= found[0]["wall_seconds"] > 0
+    assert sorted(path.name for path in (run.folder / "samples").iterdir())[-1] == "step-00000040.png"
+    assert fakes.trained(run.folder) == list(range(1, 41))
+
+
+def test_killed_between_boundaries_loses_one_segment_and_replays_the_rest(start):
+    run = start()
+    play(run, until=20)
+    run.next()  # five more steps, then the process is gone
+    again = start()
+    found = play(again)
+    assert [(r["step"], r["replayed"]) for r in found] == [(10, True), (20, True), (30, False), (40, False)]
+    assert fakes.trained(run.folder) == [*range(1, 26), *range(21, 41)]
+    assert found[1]["metrics"] == again.journal.boundaries[20]["metrics"]
+
+
+def test_killed_between_checkpoint_and_journal_measures_without_training(start):
+    run = start()
+    play(run, until=20)
+    path = run.folder / "journal.jsonl"
+    path.write_text(path.read_text().splitlines(keepends=True)[0])
+    found = play(start(), until=20)
+    assert [(r["step"], r["replayed"]) for r in found] == [(10, True), (20, False)]
+    assert fakes.trained(run.folder) == list(range(1, 21))
+
+
+def test_a_lost_checkpoint_is_trained_again_but_measured_once(start):
+    run = start()
+    play(run, until=20)
+    for path in (run.folder / "checkpoints").iterdir():
+        path.unlink()
+    found = play(start())
+    assert [(r["step"], r["replayed"]) for r in found] == [(10, True), (20, True), (30, False), (40, False)]
+    assert list(read_journal(run.folder).boundaries) == [10, 20, 30, 40]
+    assert len((run.folder / "journal.jsonl").read_text().splitlines()) == 4
+
+
+def test_closing_between_boundaries_keeps_every_step(start):
+    run = start()
+    play(run, until=10)
+    run.next()
+    run.close()
+    run.close()
+    again = start()
+    assert again.journal.wall_seconds >= run.journal.boundaries[10]["wall_seconds"]
+    play(again)
+    assert fakes.trained(run.folder) == list(range(1, 41))
+
+
+def test_skip_leaves_out_what_was_reported_before_a_pause(start):
+    play(start(), until=20)
+    again = start()
+    again.skip(10)
+    assert [r["step"] for r in play(again, until=20)] == [20]
+
+
+def test_a_metric_that_is_no_number_fails_the_trial(start):
+    with pytest.raises(NonFiniteError, match="step 10: cmmd must be a finite number, got nan"):
+        play(start("nan-1"))
+
+
+def test_the_actor_keeps_the_traceback_and_survives_what_is_no_fault_of_its_process(start):
+    actor = TrialActor.__new__(TrialActor)
+    actor._run = start("nan-1")
+    results = [actor.step(), actor.step()]
+    assert results[1]["done"]
+    assert results[1]["failed"] == "NonFiniteError: step 10: cmmd must be a finite number, got nan"
+    assert "Traceback" in (actor._run.folder / "error.txt").read_text()
+    assert actor.reset_config(asdict(start("crash-1").settings))
+    for _ in range(2):
+        actor.step()
+    with pytest.raises(RuntimeError, match="broke at step 15"):
+        actor.step()
+    assert (actor._run.folder / "error.txt").read_text().endswith("RuntimeError: the fake broke at step 15\n")
+    assert actor.save_checkpoint("") == {"step": 10}
+
+
+def test_a_store_that_workers_cannot_see_is_named(tmp_path):
+    with pytest.raises(UserError, match="--store must be a folder that all nodes share"):
+        settle_process(tmp_path)
