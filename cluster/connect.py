@@ -125,9 +125,9 @@ def _join(address: str, source: str, timeout_s: float, environment: Mapping[str,
     runtime = {"env_vars": dict(environment)} if environment else None
     with ExitStack() as stack:
         target, token = stack.enter_context(_reached(address, source, timeout_s))
+        stack.callback(_shutdown)
         if why := _init(address=target, runtime_env=runtime):
             raise ConnectError(_refusal(source, address, why, token))
-        stack.callback(_shutdown)
         return Attached(target, owned=False, _leave=stack.pop_all())
 
 
@@ -178,7 +178,6 @@ def _init(**options: object) -> str | None:
     try:
         ray.init(**options)
     except (RuntimeError, OSError, ValueError, ray.exceptions.RayError) as error:
-        _shutdown()
         return " ".join(str(error).split()) or type(error).__name__
     return None
 
@@ -210,6 +209,8 @@ def _start(log_dir: Path, environment: Mapping[str, str], options: Mapping[str, 
         except ValueError as error:
             raise ConnectError(str(error)) from error
         stack.enter_context(_only_loopback())
+        stack.callback(_keep_logs, folder, log_dir)
+        stack.callback(_shutdown)
         why = _init(
             address="local",
             dashboard_host=LOOPBACK,
@@ -218,11 +219,8 @@ def _start(log_dir: Path, environment: Mapping[str, str], options: Mapping[str, 
             **options,
         )
         if why:
-            kept = _keep_logs(folder, log_dir)
-            raise ConnectError(f"Ray could not be started on this machine: {why}; its logs: {kept}")
+            raise ConnectError(f"Ray could not be started on this machine: {why}; its logs are in {log_dir}")
         session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
-        stack.callback(_keep_logs, folder, log_dir)
-        stack.callback(_shutdown)
         return Attached(
             ray.get_runtime_context().gcs_address, owned=True, logs=session / "logs", _leave=stack.pop_all()
         )
@@ -249,13 +247,11 @@ def _only_loopback() -> Iterator[None]:
             ray_constants.ENABLE_RAY_CLUSTER = before
 
 
-def _keep_logs(folder: Path, log_dir: Path) -> Path:
-    """Copy the logs of an instance that is about to be removed; return where they are."""
-    kept = log_dir / "ray"
-    for session in folder.glob("session_2*"):
-        kept = log_dir / session.name
-        shutil.copytree(session / "logs", kept, dirs_exist_ok=True, ignore_dangling_symlinks=True)
-    return kept
+def _keep_logs(folder: Path, log_dir: Path) -> None:
+    """Copy the logs of an instance whose folder is about to be removed."""
+    for logs in folder.glob("session_2*/logs"):
+        kept = log_dir / logs.parent.name
+        shutil.copytree(logs, kept, dirs_exist_ok=True, ignore_dangling_symlinks=True)
 
 
 def _shutdown() -> None:
