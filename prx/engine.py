@@ -155,14 +155,21 @@ class Engine:
         self._moved = True
 
     def _explain(self) -> str:
-        where = f"step {self._step + 1}"
+        """Say what broke, on whichever worker; every worker must call it."""
+        culprits = [self._culprit()]
+        if dist.get_world_size() > 1:
+            culprits = culprits * dist.get_world_size()
+            dist.all_gather_object(culprits, self._culprit())
+        what = next(filter(None, culprits), "the gradient is not finite while every loss term is")
+        return f"step {self._step + 1}: {what}; the weights are those of step {self._step}"
+
+    def _culprit(self) -> str | None:
+        """Name the first term that this worker saw break."""
         for terms in self._terms:
             for name, value in terms.items():
                 if not torch.isfinite(value):
-                    label = name if name == MAIN_TERM else f"losses.{name}"
-                    return f"{where}: {label} became {value.item()}; the weights are those of step {self._step}"
-        kept = f"the weights are those of step {self._step}"
-        return f"{where}: the gradient is not finite while every loss term is; {kept}"
+                    return f"{name if name == MAIN_TERM else f'losses.{name}'} became {value.item()}"
+        return None
 
     def save(self, folder: Path) -> None:
         """Write model and optimizer to a folder that appears whole or not at all."""
