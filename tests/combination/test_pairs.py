@@ -1,0 +1,140 @@
+"""All pairs of technique settings: two steps, finite, a gradient everywhere, a checkpoint that comes back."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import Any
+
+import pytest
+import torch
+
+from prx import recipe
+from prx.config import parse_run_config
+from tests.helpers import moments, running, same, weights
+from tests.tiny import World
+
+# Each entry is one setting; a pair may not set one slot twice. `losses` entries are merged.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "repa dinov2": {"losses": {"repa": {"teacher": "dinov2", "layer": 0}}},
+    "repa dinov3": {"losses": {"repa_v3": {"teacher": "dinov3", "layer": 1}}},
+    "repa wide": {"losses": {"repa_wide": {"teacher": "dinov2", "layer": 0, "hidden": 40, "weight": 1.0}}},
+    "contrastive": {"losses": {"contrastive": {"use": "contrastive"}}},
+    "flux2": {"tokenizer": {"use": "autoencoder", "path": "flux2"}},
+    "kl mode": {"tokenizer": {"use": "autoencoder", "path": "kl", "sample": False}},
+    "uniform t": {"objective": {"use": "velocity", "timesteps": "uniform"}},
+    "shifted t": {"objective": {"use": "velocity", "shift": 3.0}},
+    "weight decay": {"optimizer": {"use": "adamw", "lr": 1e-3, "eps": 1e-8, "weight_decay": 0.1}},
+    "mixed captions": {"data": {"captions": {"caption_long": 1.0, "caption_short": 2.0}}},
+    "autocast": {"precision": "fp32_autocast_bf16"},
+    "bf16_master": {"precision": "bf16_master"},
+    "bf16_pure": {"precision": "bf16_pure"},
+    "ZeRO 0": {"zero_stage": 0},
+    "ZeRO 3": {"zero_stage": 3},
+    "micro-batches": {"micro_batch": 4},
+}
+
+
+def slots(name: str) -> set[str]:
+    return set(SETTINGS[name]) - {"losses"}
+
+
+def resolved(world: World, key: str, value: Any) -> Any:
+    """Put the tiny world's folders where the settings name a model."""
+    if key == "losses":
+        return {
+            name: part if "use" in part else world.repa(**part | {"teacher": str(world.root / part["teacher"])})
+            for name, part in value.items()
+        }
+    if key == "tokenizer":
+        return value | {"path": str(world.root / value["path"])}
+    return world.settings()["data"] | value if key == "data" else value
+
+
+def joined(world: World, names: tuple[str, ...]) -> dict[str, Any]:
+    """Lay settings over each other."""
+    found: dict[str, Any] = {}
+    for name in names:
+        for key, value in SETTINGS[name].items():
+            new = resolved(world, key, value)
+            found[key] = found[key] | new if key in found else new
+    return found
+
+
+PAIRS = [pair for pair in combinations(SETTINGS, 2) if not slots(pair[0]) & slots(pair[1])]
+IMPOSSIBLE = {("bf16_pure", "ZeRO 0")}
+
+
+@pytest.mark.parametrize("pair", sorted(IMPOSSIBLE), ids=" + ".join)
+def test_impossible_pairs_are_found_before_training(world, pair):
+    changes = joined(world, pair)
+    infrastructure = {"device": "cpu", "zero_stage": changes.pop("zero_stage")}
+    config = parse_run_config(world.settings(**changes, infrastructure=infrastructure))
+    assert [problem.path for problem in recipe.problems(config)] == ["infrastructure.zero_stage"]
+
+
+def trains(world: World, folder, changes: dict[str, Any]) -> None:
+    """Take two steps and come back from a checkpoint.
+
+    At the first step only the final layer and the projectors have a gradient, because the output and
+    every block's gates start at zero; two steps reach the gates, a third everything behind them.
+    """
+    with running(world, folder, **changes) as trainer:
+        assert recipe.problems(trainer.config) == []
+        initial = weights(trainer)
+        progress = [trainer.advance(step) for step in (1, 2)]
+        for report in progress:
+            assert torch.isfinite(torch.tensor([report.loss, *report.terms.values()])).all()
+        assert progress[0].terms.keys() == {"objective", *changes.get("losses", {})}
+        trainer.save()
+        trained, states = weights(trainer), moments(trainer)
+        assert not same(trained, initial)
+        following = trainer.advance(3).loss
+    with running(world, folder, **changes) as trainer:
+        assert trainer.resume() == 2
+        assert same(weights(trainer), trained)
+        assert all(torch.equal(a, b) for a, b in zip(moments(trainer), states, strict=True))
+        assert trainer.advance(3).loss == following
+
+
+@pytest.mark.parametrize("pair", [p for p in PAIRS if p not in IMPOSSIBLE], ids=" + ".join)
+def test_pair(world, tmp_path, pair):
+    trains(world, tmp_path, joined(world, pair))
+
+
+def test_everything_at_once(world, tmp_path):
+    names = ("repa dinov2", "repa dinov3", "contrastive", "flux2", "shifted t", "mixed captions", "micro-batches")
+    trains(world, tmp_path, joined(world, (*names, "autocast", "ZeRO 3")))
+
+
+GRADIENTS = [
+    *((name,) for name in ("repa dinov2", "repa wide", "contrastive", "flux2", "kl mode")),
+    ("repa dinov2", "repa dinov3", "contrastive"),
+    ("repa dinov2", "repa dinov3", "contrastive", "bf16_master"),
+]
+
+
+@pytest.mark.parametrize("names", GRADIENTS, ids=" + ".join)
+def test_every_parameter_gets_a_gradient(world, tmp_path, names):
+    """Adam's second moment is positive wherever a gradient has ever arrived."""
+    with running(world, tmp_path, zero_stage=0, **joined(world, names)) as trainer:
+        trainer.advance(4)
+        named = [name for name, _ in trainer.engine.module.named_parameters()]
+        states = trainer.engine.optimizer.state
+        held = [p for group in trainer.engine.optimizer.param_groups for p in group["params"]]
+        silent = [n for n, p in zip(named, held, strict=True) if not states[p]["exp_avg_sq"].any()]
+    assert silent == []
+
+
+def test_first_gradients_are_those_of_a_zero_output(world, tmp_path):
+    """Nothing before the zero final layer learns at the first step, unless a teacher teaches it."""
+    learning = {}
+    for name, losses in (("plain", {}), ("repa", {"repa": world.repa()})):
+        with running(world, tmp_path, zero_stage=0, losses=losses) as trainer:
+            trainer.advance(1)
+            states = trainer.engine.optimizer.state
+            learning[name] = {
+                key for key, p in trainer.engine.module.named_parameters() if states[p]["exp_avg_sq"].any()
+            }
+    assert learning["plain"] == {"denoiser.final_layer.linear.weight", "denoiser.final_layer.linear.bias"}
+    assert "denoiser.img_in.weight" in learning["repa"]
+    assert all(name.startswith(("denoiser.", "losses.repa.projector.")) for name in learning["repa"])
