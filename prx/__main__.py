@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 import yaml
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from prx import recipe
 from prx.compose import load_run_config
@@ -58,7 +58,7 @@ def _train(config: RunConfig, out: Path, cache: Path) -> None:
         TextColumn("{task.fields[note]}"),
     )  # fmt: skip
     with Progress(*columns, console=console, disable=not main_rank) as bar:
-        encoding: dict[str, int] = {}
+        encoding: dict[str, TaskID] = {}
 
         def encoded(what: str, done: int, total: int) -> None:
             if what not in encoding:

@@ -11,7 +11,7 @@ from torch import Tensor
 from prx import cache, prepare, recipe
 from prx.cache import Encoded
 from prx.config import RunConfig
-from prx.interfaces import ImageTokenizer
+from prx.interfaces import ImageTokenizer, LossTerm
 from prx.rng import normal, stream
 from prx.train_step import StepBatch, TrainStep
 
@@ -74,6 +74,7 @@ class Batches:
     def _pairs(self, step: int) -> dict[str, Tensor]:
         found = {}
         for name, term in self.module.losses.items():
+            assert isinstance(term, LossTerm)
             index = term.pair(self.config.batch_size, stream(self.config.seed, f"losses/{name}", step))
             if index is not None:
                 found[name] = torch.from_numpy(index)

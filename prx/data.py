@@ -137,7 +137,7 @@ def decode_images(where: str, contents: list[Any], size: int) -> Tensor:
     for offset, content in enumerate(contents):
         # Hugging Face data sets keep {"bytes": ..., "path": ...} where plain parquet keeps bytes.
         data = content.get("bytes") if isinstance(content, dict) else content
-        rows.append(pictures.decode(data, size, f"{where} + {offset}"))
+        rows.append(pictures.decode(data or b"", size, f"{where} + {offset}"))
     return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()
 
 
