@@ -95,9 +95,7 @@ def preflight(plan: Plan, folder: SweepFolder, address: str | None, max_concurre
         if importlib.util.find_spec(name) is None:
             raise UserError(f"the Python package {name} is missing; install prx-sweeps with its dependencies")
     if any(trial.config.infrastructure.workers > 1 for trial in plan.trials):
-        problem = plan.source.problem(
-            ("trial", "workers"), "more than one worker is not available in this version"
-        )
+        problem = plan.source.problem(("trial", "workers"), "more than one worker is not available in this version")
         raise UserError(str(problem))
     if max_concurrent is not None and max_concurrent < 1:
         raise UserError(f"--max-concurrent must be at least 1, got {max_concurrent}")
@@ -108,9 +106,7 @@ def preflight(plan: Plan, folder: SweepFolder, address: str | None, max_concurre
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        raise UserError(
-            f"--store: {folder.root} must be a folder that can be written ({error.strerror})"
-        ) from error
+        raise UserError(f"--store: {folder.root} must be a folder that can be written ({error.strerror})") from error
 
 
 def sweep_info(plan: Plan) -> SweepInfo:
@@ -122,14 +118,15 @@ def sweep_info(plan: Plan) -> SweepInfo:
         for t in plan.trials
     )
     axes = tuple(spec.axes)
-    return SweepInfo(
-        spec.name, metric, METRICS[metric].better, spec.trial.steps, spec.trial.eval_every, axes, trials
-    )
+    return SweepInfo(spec.name, metric, METRICS[metric].better, spec.trial.steps, spec.trial.eval_every, axes, trials)
 
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Treat a polite kill (a preempted machine, a batch system) as Ctrl+C: save and end."""
+    """Treat a polite kill (a preempted machine, a batch system) as Ctrl+C: save and end.
+
+    To be entered after Ray started, because Ray sets a handler of its own that ends the process at once.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -202,9 +199,7 @@ class _Run:
             evaluate=self.parts.evaluate,
         )
         infrastructure = trial.config.infrastructure
-        return Submission(
-            trial.trial_id, asdict(settings), infrastructure.threads or 1, infrastructure.device
-        )
+        return Submission(trial.trial_id, asdict(settings), infrastructure.threads or 1, infrastructure.device)
 
     def _train(
         self,
@@ -246,7 +241,7 @@ class _Run:
         scratch = self.folder.root / "tune"
         shutil.rmtree(scratch, ignore_errors=True)
         budget = self.plan.spec.budget
-        with environment(TUNE_MAX_PENDING_TRIALS_PG=str(queue.max_concurrent)):
+        with environment(TUNE_MAX_PENDING_TRIALS_PG=str(queue.max_concurrent)), _terminated_as_interrupted():
             tune.run(
                 TrialActor,
                 name=self.info.name,
