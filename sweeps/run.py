@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from rich.console import Console
 
+from cluster.connect import Attached, ConnectError, attach, check
+from cluster.resources import concurrency
 from prx.errors import UserError
-from sweeps.connection import Capacity, check_answers, cluster, own_cores
 from sweeps.ledger import Ledger
 from sweeps.live import Display, open_display
-from sweeps.logs import environment, logging_to
+from sweeps.logs import ENVIRONMENT, environment, logging_to
 from sweeps.metrics import METRICS
 from sweeps.results import SweepFolder, SweepInfo, TrialInfo, write_info
 from sweeps.status import exclusive
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 PACKAGES = ("deepspeed", "diffusers", "torch", "transformers")
 DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
+OBJECT_STORE_BYTES = 200 * 1024**2
+"""Nothing large travels between trials: latents and references are files."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,10 @@ def preflight(plan: Plan, folder: SweepFolder, address: str | None, max_concurre
         raise UserError(str(problem))
     if max_concurrent is not None and max_concurrent < 1:
         raise UserError(f"--max-concurrent must be at least 1, got {max_concurrent}")
-    check_answers(address)
+    try:
+        check(address)
+    except ConnectError as error:
+        raise UserError(str(error)) from error
     probe = folder.root / f".probe-{os.getpid()}"
     try:
         folder.logs.mkdir(parents=True, exist_ok=True)
@@ -214,23 +220,33 @@ class _Run:
         waiting = {item.trial_id for item in queue.waiting}
         configs = [trial.config for trial in self.plan.trials if trial.trial_id in waiting]
         load(self.parts.prepare)(configs, self.folder.cache, display.preparing)
-        cpus = max(item.cpus for item in queue.waiting)
-        cores = max(own_cores(), cpus * (max_concurrent or 1))
-        with cluster(address, cores) as capacity:
-            room = self._room(queue, capacity)
-            queue.open(min(room, max_concurrent or room), capacity.gpus > 0)
+        with self._attached(address, max(item.cpus for item in queue.waiting), max_concurrent) as attached:
+            self._open(queue, attached, max_concurrent)
             display.say(f"{len(waiting)} trials, {queue.max_concurrent} at a time")
             self._tune(queue, scheduler)
 
-    def _room(self, queue: TrialQueue, capacity: Capacity) -> int:
-        needs = [item.resources(capacity.gpus > 0) for item in queue.waiting]
-        fits = [capacity.concurrent(int(need["CPU"]), "GPU" in need) for need in needs]
-        if min(fits) < 1:
-            raise UserError(
-                f"a trial needs {needs[fits.index(min(fits))]}, the cluster has CPU {capacity.cpus}, "
-                f"GPU {capacity.gpus}: change infrastructure.threads or infrastructure.device"
+    def _attached(self, address: str | None, cpus: int, max_concurrent: int | None) -> Attached:
+        cores = max(len(os.sched_getaffinity(0)), cpus * (max_concurrent or 1))
+        try:
+            return attach(
+                address,
+                num_cpus=cores,
+                log_dir=self.folder.logs / "ray",
+                environment=ENVIRONMENT,
+                object_store_bytes=OBJECT_STORE_BYTES,
             )
-        return max(fits)
+        except ConnectError as error:
+            raise UserError(str(error)) from error
+
+    def _open(self, queue: TrialQueue, attached: Attached, max_concurrent: int | None) -> None:
+        available, ceiling = attached.resources(), attached.ceiling()
+        gpus = max(available.get("GPU", 0), (ceiling or {}).get("GPU", 0)) > 0
+        shapes = {item.shape(gpus) for item in queue.waiting}
+        try:
+            room = max(concurrency(shape, available, ceiling, attached.nodes()) for shape in shapes)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        queue.open(min(room, max_concurrent or room), gpus)
 
     def _tune(self, queue: TrialQueue, scheduler: RunAll) -> None:
         from ray import tune

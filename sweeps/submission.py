@@ -14,6 +14,8 @@ from typing import Any
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search import SearchAlgorithm
 
+from cluster.resources import TrialShape, resources
+
 
 @dataclass(frozen=True)
 class Submission:
@@ -24,10 +26,10 @@ class Submission:
     cpus: int = 1
     device: str = "auto"
 
-    def resources(self, gpus: bool) -> dict[str, float]:
-        """Say what the trial needs; `auto` takes a GPU where there are any."""
+    def shape(self, gpus: bool) -> TrialShape:
+        """Say what the trial occupies; `auto` takes a GPU where there are any."""
         wants_gpu = self.device == "cuda" or (self.device == "auto" and gpus)
-        return {"CPU": float(self.cpus), **({"GPU": 1.0} if wants_gpu else {})}
+        return TrialShape(1, self.cpus, int(wants_gpu))
 
 
 class TrialQueue(SearchAlgorithm):
@@ -77,7 +79,7 @@ class TrialQueue(SearchAlgorithm):
             trial_id=item.trial_id,
             experiment_tag=item.trial_id,
             storage=spec.get("storage"),
-            placement_group_factory=item.resources(self._gpus),
+            placement_group_factory=resources(item.shape(self._gpus)),
             stopping_criterion=spec.get("stop") or {},
             checkpoint_config=spec.get("checkpoint_config"),
             trial_name_creator=lambda trial: trial.trial_id,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,6 @@ import pytest
 
 from prx.errors import UserError
 from sweeps import __main__ as cli
-from sweeps.connection import Capacity, check_answers
 from sweeps.results import SweepFolder, read_results
 from sweeps.run import preflight
 from tests.sweeps import fakes
@@ -56,22 +54,14 @@ def test_status_takes_the_yaml_too(monkeypatch, capsys, tmp_path):
     assert "must be the YAML of a sweep, with a name" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("address", "message"),
-    [("127.0.0.1:1", r"--address 127.0.0.1:1: does not answer \(.*\)"), ("elsewhere", "--address must be host:port")],
-)
-def test_an_address_that_does_not_answer(tmp_path, address, message):
-    with pytest.raises(UserError, match=message):
-        preflight(fakes.make_plan("good-1"), SweepFolder(tmp_path, "fake"), address, None)
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_address_from_the_environment(monkeypatch):
+def test_an_address_that_does_not_answer(monkeypatch, tmp_path):
+    plan, folder = fakes.make_plan("good-1"), SweepFolder(tmp_path, "fake")
+    with pytest.raises(UserError, match=r"--address: no Ray cluster to use at 127\.0\.0\.1:1"):
+        preflight(plan, folder, "127.0.0.1:1", None)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(UserError, match=r"127\.0\.0\.1:1: does not answer"):
-        check_answers(None)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        check_answers(f"127.0.0.1:{server.getsockname()[1]}")
+    with pytest.raises(UserError, match="RAY_ADDRESS: no Ray cluster to use"):
+        preflight(plan, folder, None, None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_store_that_cannot_be_written(tmp_path):
@@ -94,12 +84,6 @@ def test_several_workers_are_refused_with_the_line(tmp_path):
 def test_concurrency_is_at_least_one(tmp_path):
     with pytest.raises(UserError, match="--max-concurrent must be at least 1, got 0"):
         preflight(fakes.make_plan("good-1"), SweepFolder(tmp_path, "fake"), None, 0)
-
-
-def test_capacity():
-    assert Capacity(cpus=7, gpus=2).concurrent(2, needs_gpu=False) == 3
-    assert Capacity(cpus=7, gpus=2).concurrent(2, needs_gpu=True) == 2
-    assert Capacity(cpus=7, gpus=0).concurrent(1, needs_gpu=True) == 0
 
 
 SCRIPT = """
