@@ -213,7 +213,7 @@ def _prepared(role: str, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("role", "bound_db"), [("flux", 21.0), ("flux2", 21.0), ("repa_e", 20.0)])
+@pytest.mark.parametrize(("role", "bound_db"), [("flux", 26.0), ("flux2", 28.0), ("repa_e", 25.5)])
 def test_tokenizers_reconstruct(role: str, bound_db: float, images: Tensor) -> None:
     from diffusers import AutoencoderKL, AutoencoderKLFlux2
 
@@ -267,7 +267,7 @@ def test_alignment_shows_in_the_latent(scenes: list[Scene], images: Tensor) -> N
             (latent[part].flatten(0, 1), labels[part].flatten()) for part in (slice(96), slice(96, None))
         ]
         found[role] = linear_probe(halves[0], halves[1], 9).foreground
-    assert found["repa_e"] > found["flux"]
+    assert found["repa_e"] > found["flux"] + 0.1
 
 
 @torch.no_grad()
