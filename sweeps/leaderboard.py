@@ -94,9 +94,7 @@ def _cell_result(group: pd.DataFrame, info: SweepInfo) -> CellResult:
     used = good[good["step"] == good["step"].max()] if len(good) else last
     # Seeds still on their way make the cell unfinished; otherwise the best end counts.
     states = sorted(set(used["state"]), key=lambda state: (state in FINISHED, RANK[state]))
-    metrics = (
-        {} if not len(good) else {name: e for name in HEADINGS if (e := _estimate(used, name)) is not None}
-    )
+    metrics = {} if not len(good) else {name: e for name in HEADINGS if (e := _estimate(used, name)) is not None}
     name = str(used["name"].iloc[0])
     return CellResult(name, states[0], int(used["step"].iloc[0]), len(used), metrics)
 
@@ -138,12 +136,18 @@ def notes(results: Sequence[CellResult], info: SweepInfo) -> list[str]:
     return lines
 
 
+def _without_runner_up(results: Sequence[CellResult], full: Sequence[CellResult], info: SweepInfo) -> str:
+    if full and all(result.state in FINISHED for result in results):
+        return f"{full[0].name} alone reached step {info.steps}; the others ended before, as the table says."
+    return f"No two cells reached step {info.steps}: nothing to compare yet."
+
+
 def verdict(results: Sequence[CellResult], info: SweepInfo) -> str:
     """Name a winner only if its lead over the runner-up is beyond their standard errors."""
     full = [result for result in results if result.step == info.steps and info.metric in result.metrics]
     heading = HEADINGS.get(info.metric, info.metric)
     if len(full) < 2:
-        return f"No two cells reached step {info.steps}: nothing to compare yet."
+        return _without_runner_up(results, full, info)
     first, second = full[0], full[1]
     one, two = first.metrics[info.metric], second.metrics[info.metric]
     gap = abs(one.value - two.value)

@@ -160,8 +160,10 @@ class LiveDisplay(Display):
 
     def _table(self, height: int) -> RenderableType:
         table = Table(box=None, pad_edge=False, expand=True)
-        for heading, justify in (("", "left"), ("trial", "left"), ("step", "right"), ("", "left")):
-            table.add_column(heading, justify=justify, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type]
+        table.add_column("", no_wrap=True, min_width=1)
+        table.add_column("trial", ratio=1)  # the only one that gives way on a narrow terminal
+        table.add_column("step", justify="right", no_wrap=True)
+        table.add_column("", width=12)
         for heading in (f"{self.ledger.info.metric} now", "best", "ETA"):
             table.add_column(heading, justify="right", no_wrap=True)
         ranked = sorted(self.ledger.trials.values(), key=lambda status: ORDER.index(status.state.state))
@@ -176,11 +178,12 @@ class LiveDisplay(Display):
 
     def _row(self, status: TrialStatus) -> list[RenderableType]:
         sign, style = STYLES[status.state.state]
+        name_style = style if style in ("dim", "red") else ""
         info = self.ledger.info
         best = status.best(info.metric, info.mode)
         return [
             Text(sign, style=style),
-            Text(label(status, self._seeds), style=style if style in ("dim", "red") else ""),
+            Text(label(status, self._seeds), style=name_style, no_wrap=True, overflow="ellipsis"),
             f"{status.step}/{info.steps}",
             ProgressBar(total=info.steps, completed=status.step, width=12),
             number(status.last(info.metric)),
@@ -207,9 +210,7 @@ class LiveDisplay(Display):
         rest = f", about {seconds_text(elapsed / fresh * left)} left" if fresh and left else ""
         text = f" {done} of about {round(done + left)} steps, {seconds_text(elapsed)}{rest}"
         line = Table.grid()
-        line.add_row(
-            ProgressBar(total=max(1.0, done + left), completed=done, width=24), Text(text, no_wrap=True)
-        )
+        line.add_row(ProgressBar(total=max(1.0, done + left), completed=done, width=24), Text(text, no_wrap=True))
         return line
 
 

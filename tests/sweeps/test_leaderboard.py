@@ -95,8 +95,11 @@ def test_verdict(one, two, expected):
 
 
 def test_verdict_needs_two_cells_at_full_length():
-    frame = pd.DataFrame([row("a", 40, cmmd=1.0), row("b", 10, "pruned", cmmd=0.5)])
+    frame = pd.DataFrame([row("a", 40, cmmd=1.0), row("b", 10, "running", cmmd=0.5)])
     assert verdict(ranking(frame, INFO), INFO) == "No two cells reached step 40: nothing to compare yet."
+    frame = pd.DataFrame([row("a", 40, cmmd=1.0), row("b", 10, "pruned", cmmd=0.5)])
+    text = "a alone reached step 40; the others ended before, as the table says."
+    assert verdict(ranking(frame, INFO), INFO) == text
 
 
 def test_a_metric_to_maximise_ranks_the_other_way():
