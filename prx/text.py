@@ -47,7 +47,9 @@ class TextEncoder:
             self.tokenizer = AutoTokenizer.from_pretrained(target, **given)
         except (OSError, ValueError) as error:
             raise UserError(f"{path!r}: the text tokenizer cannot be loaded ({error})") from error
-        self.model = loaders.load(T5GemmaEncoderModel, path, dtype=torch.float32).to(device)
+        # The published folders hold encoder and decoder; the class takes the encoder only when told so.
+        model = loaders.load(T5GemmaEncoderModel, path, dtype=torch.float32, is_encoder_decoder=False)
+        self.model = model.to(device)
         self.max_tokens = max_tokens
         self.device = device
 
