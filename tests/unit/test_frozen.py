@@ -45,6 +45,31 @@ def test_words_and_their_order_matter(encoder):
     assert not torch.allclose(embeddings[0], embeddings[2], atol=1e-4)
 
 
+def test_tokens_see_what_comes_after_them(encoder):
+    embeddings, mask = encoder.encode(["red green blue", "red green circle"], 4)
+    assert mask.all()
+    assert not torch.allclose(embeddings[0, 0], embeddings[1, 0], atol=1e-4)
+
+
+def test_whole_models_give_their_encoder(world, tmp_path):
+    """The published weights hold a decoder too; the tiny ones only an encoder."""
+    from transformers import T5GemmaConfig, T5GemmaForConditionalGeneration
+
+    folder = shutil.copytree(world.root / "text", tmp_path / "whole")
+    config = T5GemmaConfig.from_pretrained(folder)
+    torch.manual_seed(1)
+    whole = T5GemmaForConditionalGeneration(config).eval()
+    whole.save_pretrained(folder)
+    assert json.loads((folder / "config.json").read_text())["is_encoder_decoder"]
+    encoder = TextEncoder(str(folder), 8, CPU)
+    found, mask = encoder.encode(["red circle", "a green square on grey"], 6)
+    ids = encoder.tokenizer(["red circle", "a green square on grey"], padding="max_length", max_length=6)
+    with torch.no_grad():
+        expected = whole.get_encoder()(torch.tensor(ids["input_ids"]), attention_mask=mask.long())
+    torch.testing.assert_close(found[mask], expected.last_hidden_state[mask])
+    assert text_width(str(folder)) == 16
+
+
 def test_width_and_identity_of_the_text_encoder(world):
     path = str(world.root / "text")
     assert text_width(path) == 16
