@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 NOISE_FACTOR = 1.0
-"""How many standard errors of a difference still count as a tie with the worst survivor."""
+"""How many standard errors of a difference still count as a tie with the worst survivor.
+
+The errors are added as if independent. Trials share prompts, noise and reference, so the true error of a
+difference is smaller, and the rule errs towards keeping a unit.
+"""
 
 Mode = Literal["min", "max"]
 

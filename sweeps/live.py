@@ -125,7 +125,7 @@ class LiveDisplay(Display):
         self.ledger, self.console, self.outlook, self.log = ledger, console, outlook, log
         self._seeds = len({trial.seed for trial in ledger.info.trials})
         self._message = ""
-        self._at_start = self._steps_done()
+        self._at_start, self._training_since = self._steps_done(), 0.0
         self._live = Live(self, console=console, refresh_per_second=4, transient=True, redirect_stdout=False,
                           redirect_stderr=False)  # fmt: skip
         self._live.start()
@@ -137,6 +137,7 @@ class LiveDisplay(Display):
     def event(self, event: Event) -> None:
         """Keep failures on the screen; the table itself reads the ledger."""
         self._message = ""
+        self._training_since = self._training_since or event.seconds  # what came before was preparation
         if event.kind == "failed":
             name = label(event.status, self._seeds)
             self.console.print(Text(f"✗ {name}: {event.status.state.reason}", style="red"))
@@ -207,7 +208,8 @@ class LiveDisplay(Display):
         left = sum(remaining_steps(status, self.ledger.info.steps, rungs, factor) for status in trials)
         elapsed = self.ledger.seconds()
         fresh = done - self._at_start
-        rest = f", about {seconds_text(elapsed / fresh * left)} left" if fresh and left else ""
+        pace = (elapsed - self._training_since) / fresh if fresh else 0.0
+        rest = f", about {seconds_text(pace * left)} left" if pace and left else ""
         text = f" {done} of about {round(done + left)} steps, {seconds_text(elapsed)}{rest}"
         line = Table.grid()
         line.add_row(ProgressBar(total=max(1.0, done + left), completed=done, width=24), Text(text, no_wrap=True))

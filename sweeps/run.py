@@ -162,7 +162,9 @@ class _Run:
         with open_display(self.ledger, self.console, scheduler, log) as display:
             for line in self.ledger.damage:
                 display.say(line)
-            if queue.waiting:
+            if not queue.waiting:
+                display.say("everything is trained already")
+            else:
                 self.ledger.listeners.append(display)
                 try:
                     self._train(queue, scheduler, display, address, max_concurrent)
