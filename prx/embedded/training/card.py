@@ -16,12 +16,14 @@ saw, with the half-precision weights as saved.
 """
 
 
-def update_card(out: Path, records: dict[str, Record]) -> None:
-    """Merge new records into card.json and write CARD.md anew."""
+def update_card(out: Path, records: dict[str, Record], *, extend: bool = False) -> None:
+    """Replace (or extend) the records of some roles in card.json and write CARD.md anew."""
     path = out / "card.json"
     known: dict[str, Record] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for role, record in records.items():
-        known[role] = {**record, "bytes": weight_bytes(out / role)}
+        if extend and role not in known:
+            continue
+        known[role] = {**(known.get(role, {}) if extend else {}), **record, "bytes": weight_bytes(out / role)}
     text = json.dumps(_rounded(known), indent=2, sort_keys=True)
     path.write_text(text + "\n", encoding="utf-8")
     (out / "CARD.md").write_text(render_card(json.loads(text)), encoding="utf-8")
@@ -54,9 +56,7 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
 def _training(records: dict[str, Record]) -> list[str]:
     rows = []
     for role, record in sorted(records.items()):
-        steps = " + ".join(
-            str(record[key]) for key in ("pretraining_steps", "steps", "tune_steps") if key in record
-        )
+        steps = " + ".join(str(record[key]) for key in ("pretraining_steps", "steps", "tune_steps") if key in record)
         size = f"{record['bytes'] / 1e6:.2f}"
         facts = [steps, str(record["batch"]), str(record["seed"]), f"{record['parameters']:,}", size]
         rows.append([role, record["objective"], *facts])
@@ -90,7 +90,10 @@ def _probes(records: dict[str, Record]) -> list[str]:
 
 
 def _accuracies(records: dict[str, Record]) -> list[str]:
-    kinds = ("accuracy", "accuracy_roughened", "accuracy_long_caption", "class_token_probe")
+    kinds = (
+        *("accuracy", "accuracy_roughened", "accuracy_after_reconstruction"),
+        *("accuracy_long_caption", "class_token_probe"),
+    )
     found = {
         f"{role}: {kind.replace('_', ' ')}": record[kind]
         for role, record in sorted(records.items())

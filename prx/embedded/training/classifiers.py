@@ -77,9 +77,7 @@ def _measure(job: Job, role: str) -> Record:
     batch = held_out(job.scenes(1024))
     rough = roughen(batch.images, torch.Generator().manual_seed(0))
     with torch.no_grad():
-        clean, noisy = (
-            model(pixel_values=normalise(images, IMAGENET)).logits for images in (batch.images, rough)
-        )
+        clean, noisy = (model(pixel_values=normalise(images, IMAGENET)).logits for images in (batch.images, rough))
     return {
         "parameters": num_parameters(model),
         "accuracy": attribute_accuracy(clean, batch.attributes),

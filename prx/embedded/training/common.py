@@ -220,9 +220,7 @@ def _load_as_float32(config: dict[str, Any]) -> None:
             _load_as_float32(value)
 
 
-def save_preprocessor(
-    folder: Path, constants: dict[str, list[float]], kind: str, *, crop: bool = False
-) -> None:
+def save_preprocessor(folder: Path, constants: dict[str, list[float]], kind: str, *, crop: bool = False) -> None:
     """Write the preprocessor_config.json that belongs to a model's input."""
     square = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     sizes: dict[str, Any] = {"size": square}
@@ -295,9 +293,7 @@ def probe_patches(features_of: Callable[[Tensor], Tensor], scenes: int) -> dict[
     """
     batches = (make_batch(PROBE_SEED, 0, scenes), held_out(scenes))
     with torch.no_grad():
-        train, test = (
-            torch.cat([features_of(part) for part in batch.images.split(256)]) for batch in batches
-        )
+        train, test = (torch.cat([features_of(part) for part in batch.images.split(256)]) for batch in batches)
     result = {}
     for name, classes in (("colour", 9), ("shape", 7)):
         labels = [getattr(batch, f"{name}s").flatten() for batch in batches]

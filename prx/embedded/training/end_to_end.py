@@ -67,9 +67,7 @@ class Student(nn.Module):
         sizes = torch.tensor([0, *(len(values) for values in ATTRIBUTES.values())])
         self.register_buffer("offsets", sizes.cumsum(0)[:-1])
 
-    def forward(
-        self, noised: Tensor, t: Tensor, attributes: Tensor, *, whole: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, noised: Tensor, t: Tensor, attributes: Tensor, *, whole: bool) -> tuple[Tensor, Tensor | None]:
         """Give the projected tap, and the velocity unless only the tap is asked for.
 
         Shapes: noised [B, C, 8, 8], t [B], attributes int64 [B, 9]; tap [B, 64, E], velocity as noised.

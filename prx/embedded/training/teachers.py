@@ -79,9 +79,7 @@ def _dinov2(width: int, depth: int, heads: int) -> Dinov2WithRegistersModel:
     return Dinov2WithRegistersModel(config)
 
 
-def _build_teacher(
-    job: Job, role: str, model: Any, *, seed: int, steps: int, scene_weight: float = 0.5
-) -> Record:
+def _build_teacher(job: Job, role: str, model: Any, *, seed: int, steps: int, scene_weight: float = 0.5) -> Record:
     loss = _train_dense(model, role, seed=seed, steps=steps, scene_weight=scene_weight)
     folder = job.out / role
     save(model, folder)

@@ -117,9 +117,7 @@ def _encode(model: Any, tokenizer: Any, captions: list[str]) -> tuple[Tensor, Te
     return states, mask.sum(1) - 1
 
 
-def _text_loss(
-    model: Any, tokenizer: Any, heads: tuple[nn.Module, nn.Module], batch: Batch, *, long: int
-) -> Tensor:
+def _text_loss(model: Any, tokenizer: Any, heads: tuple[nn.Module, nn.Module], batch: Batch, *, long: int) -> Tensor:
     """Supervise the end token with the scene and each phrase with its object; the first `long` are long."""
     captions = [caption_long(item) for item in batch.scenes[:long]]
     captions += [caption_short(item) for item in batch.scenes[long:]]

@@ -64,9 +64,7 @@ def build_flux2(job: Job) -> Record:
         loss, latent = autoencoding_loss(vae, images, rng)
         with torch.no_grad():
             target = patch_tokens(teacher, images)
-        return (
-            loss - _SEMANTIC_WEIGHT * F.cosine_similarity(head(latent).flatten(2).mT, target, dim=-1).mean()
-        )
+        return loss - _SEMANTIC_WEIGHT * F.cosine_similarity(head(latent).flatten(2).mT, target, dim=-1).mean()
 
     loss = fit_with(tokenizer_optimizers((vae, head)), loss_of, steps=steps, label="flux2")
     _measure_batch_norm(vae, job)
@@ -87,9 +85,7 @@ def new_kl() -> AutoencoderKL:
 
 
 def _new_flux2() -> AutoencoderKLFlux2:
-    vae = AutoencoderKLFlux2(
-        **_blocks((32, 48, 48)), decoder_block_out_channels=(16, 32, 48), latent_channels=32
-    )
+    vae = AutoencoderKLFlux2(**_blocks((32, 48, 48)), decoder_block_out_channels=(16, 32, 48), latent_channels=32)
     return _initialised(vae)
 
 
@@ -107,9 +103,7 @@ def tokenizer_optimizers(modules: Sequence[nn.Module], share: float = 1.0) -> li
     """Give AdamW the vectors and ConvMuon the matrices and convolutions, at a share of the full rates."""
     parameters = [p for module in modules for p in module.parameters()]
     return [
-        torch.optim.AdamW(
-            [p for p in parameters if p.ndim < 2], lr=share * _LR, betas=(0.9, 0.95), weight_decay=0.0
-        ),
+        torch.optim.AdamW([p for p in parameters if p.ndim < 2], lr=share * _LR, betas=(0.9, 0.95), weight_decay=0.0),
         ConvMuon([p for p in parameters if p.ndim >= 2], lr=share * _CONV_LR),
     ]
 
@@ -129,14 +123,15 @@ def _blocks(channels: tuple[int, ...]) -> dict[str, Any]:
 
 def start(job: Job) -> AutoencoderKL:
     """Give the common starting point of flux and repa_e, trained once per build."""
-    folder = job.work / "flux_start"
+    steps = job.steps(_START_STEPS)
+    folder = job.work / f"flux_start_{steps}"
     if not (folder / "config.json").exists():
         torch.manual_seed(_START_SEED)
         vae, rng = new_kl(), torch.Generator().manual_seed(_START_SEED)
         fit_with(
             tokenizer_optimizers((vae,)),
             lambda step: autoencoding_loss(vae, make_batch(_START_SEED, step, BATCH).images, rng)[0],
-            steps=job.steps(_START_STEPS),
+            steps=steps,
             label="flux pretraining",
         )
         vae.save_pretrained(folder)

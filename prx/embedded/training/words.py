@@ -27,9 +27,7 @@ def caption_tokenizer() -> PreTrainedTokenizerFast:
     core = Tokenizer(WordLevel(words, unk_token=UNKNOWN))
     core.normalizer = Lowercase()
     core.pre_tokenizer = Whitespace()
-    core.post_processor = TemplateProcessing(
-        single=f"$A {EOS}", pair=f"$A $B {EOS}", special_tokens=[(EOS, EOS_ID)]
-    )
+    core.post_processor = TemplateProcessing(single=f"$A {EOS}", pair=f"$A $B {EOS}", special_tokens=[(EOS, EOS_ID)])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token=PAD,
