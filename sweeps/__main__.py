@@ -28,7 +28,7 @@ def plan(file: Sweep) -> None:
     from sweeps.show_plan import render_plan
     from sweeps.spec import load_spec
 
-    Console().print(render_plan(make_plan(*load_spec(file))))
+    _console().print(render_plan(make_plan(*load_spec(file))))
 
 
 @app.command()
@@ -55,12 +55,10 @@ def run(
         folder = SweepFolder(store.absolute(), planned.spec.name)
         preflight(planned, folder, address, max_concurrent)
         with only_ours(folder.logs / "output.log") as console:
-            outcome = run_sweep(
-                planned, store=store, address=address, max_concurrent=max_concurrent, console=console
-            )
+            outcome = run_sweep(planned, store=store, address=address, max_concurrent=max_concurrent, console=console)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
-    print_end(outcome, Console(highlight=False))
+    print_end(outcome, _console())
     raise typer.Exit(outcome.exit_code)
 
 
@@ -72,7 +70,13 @@ def status(
     """Show where a sweep stands, while it runs or after."""
     from sweeps.status import find, render_status
 
-    Console(highlight=False).print(render_status(find(sweep, store.absolute())))
+    _console().print(render_status(find(sweep, store.absolute())))
+
+
+def _console() -> Console:
+    """Give the terminal; a pipe or a log, which has no width, gets room for every figure."""
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=120)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 SEPARABLE = 2.0
 """Standard errors of a difference above which two cells are told apart (about 95 %)."""
+
+WIDE = 105
+"""Columns from which on every figure is shown with its standard error."""
 
 HEADINGS = {
     "fid": "FID",
@@ -54,23 +57,41 @@ class CellResult:
     metrics: dict[str, Estimate]
 
 
-def render_leaderboard(frame: pd.DataFrame, info: SweepInfo) -> Group:
+class Leaderboard:
+    """The table and what may be concluded from it; a narrow terminal shows fewer standard errors."""
+
+    def __init__(self, frame: pd.DataFrame, info: SweepInfo) -> None:
+        self.info, self.results = info, ranking(frame, info)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw for the width there is."""
+        yield self._table(options.max_width >= WIDE)
+        for line in notes(self.results, self.info):
+            yield Text(line)
+
+    def _table(self, wide: bool) -> Table:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+        table.add_column("Method", overflow="fold")
+        shown = [name for name in HEADINGS if any(name in result.metrics for result in self.results)]
+        for name in shown:
+            arrow = {"min": " ↓", "max": " ↑"}[METRICS[name].better] if wide else ""
+            table.add_column(HEADINGS[name] + arrow, justify="right", no_wrap=True)
+        table.add_column("steps", justify="right", no_wrap=True)
+        table.add_column("state", no_wrap=True)
+        best = {name: _best(name, self.results, self.info) for name in shown}
+        for result in self.results:
+            cells = [
+                _cell(result.metrics.get(name), result is best[name], wide or name == self.info.metric)
+                for name in shown
+            ]
+            state = Text(result.state, style=STYLE.get(result.state, "cyan"))
+            table.add_row(_method(result), *cells, str(result.step), state)
+        return table
+
+
+def render_leaderboard(frame: pd.DataFrame, info: SweepInfo) -> Leaderboard:
     """Draw the table, best first: complete cells by the metric, then those stopped early, then failed."""
-    results = ranking(frame, info)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    table.add_column("Method", overflow="fold", ratio=1)
-    shown = [name for name in HEADINGS if any(name in result.metrics for result in results)]
-    for name in shown:
-        better = "↓" if METRICS[name].better == "min" else "↑"
-        table.add_column(f"{HEADINGS[name]} {better}", justify="right", no_wrap=True)
-    table.add_column("steps", justify="right", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    best = {name: _best(name, results, info) for name in shown}
-    for result in results:
-        cells = [_cell(result.metrics.get(name), result is best[name]) for name in shown]
-        state = Text(result.state, style=STYLE.get(result.state, "cyan"))
-        table.add_row(_method(result), *cells, str(result.step), state)
-    return Group(table, *(Text(line) for line in notes(results, info)))
+    return Leaderboard(frame, info)
 
 
 def ranking(frame: pd.DataFrame, info: SweepInfo) -> list[CellResult]:
@@ -119,8 +140,9 @@ def _best(name: str, results: Iterable[CellResult], info: SweepInfo) -> CellResu
     return min(full, key=lambda result: sign * result.metrics[name].value) if len(full) > 1 else None
 
 
-def _cell(estimate: Estimate | None, best: bool) -> Text:
-    return Text("-" if estimate is None else str(estimate), style="bold green" if best else "")
+def _cell(estimate: Estimate | None, best: bool, with_error: bool) -> Text:
+    shown = "-" if estimate is None else str(estimate if with_error else Estimate(estimate.value, None))
+    return Text(shown, style="bold green" if best else "")
 
 
 def _method(result: CellResult) -> str:

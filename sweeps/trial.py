@@ -256,9 +256,6 @@ def settle_process(root: Path) -> None:
     for stream in (1, 2):
         os.dup2(target, stream)
     os.close(target)
-    from prx.quiet import hush
-
-    hush()
 
 
 def set_threads(count: int) -> None:
