@@ -35,6 +35,11 @@ RANK = {"complete": 0, "running": 1, "paused": 1, "pending": 1, "pruned": 2, "fa
 STYLE = {"complete": "green", "pruned": "dim", "failed": "red"}
 
 
+def figure(value: float, digits: int) -> str:
+    """Write a number with so many significant digits, and never as a power of ten where it is large."""
+    return f"{value:.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A value and its standard error, None where unknown."""
@@ -43,7 +48,7 @@ class Estimate:
     se: float | None
 
     def __str__(self) -> str:
-        return f"{self.value:.3g}" + (f" ± {self.se:.1g}" if self.se is not None else "")
+        return figure(self.value, 3) + (f" ± {figure(self.se, 1)}" if self.se is not None else "")
 
 
 @dataclass(frozen=True)

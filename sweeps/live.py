@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from sweeps.leaderboard import figure
 from sweeps.ledger import Event, Ledger, TrialStatus, remaining_steps
 from sweeps.results import FINISHED
 
@@ -71,7 +72,7 @@ def label(status: TrialStatus, seeds: int) -> str:
 
 def number(value: float | None) -> str:
     """Write a metric compactly."""
-    return "-" if value is None else f"{value:.4g}"
+    return "-" if value is None else figure(value, 4)
 
 
 class PlainDisplay(Display):
@@ -111,7 +112,7 @@ def _metrics_text(status: TrialStatus) -> str:
     found = status.journal.boundaries[status.step]["metrics"]
     names = [name for name in ("cmmd", "dino_mmd", "fid", "adherence") if name in found]
     parts = [
-        f"{name} {found[name]:.4g}" + (f" ± {found[f'{name}_se']:.2g}" if f"{name}_se" in found else "")
+        f"{name} {figure(found[name], 4)}" + (f" ± {figure(found[f'{name}_se'], 2)}" if f"{name}_se" in found else "")
         for name in names
     ]
     rate = found.get("samples_per_second")

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from sweeps.leaderboard import ranking, render_leaderboard, verdict
+from sweeps.leaderboard import Estimate, ranking, render_leaderboard, verdict
 from tests.sweeps.fakes import make_info
 
 
@@ -107,3 +107,11 @@ def test_a_metric_to_maximise_ranks_the_other_way():
     object.__setattr__(info, "mode", "max")
     frame = pd.DataFrame([row("a", 40, adherence=0.2), row("b", 40, adherence=0.7)])
     assert [result.name for result in ranking(frame, info)] == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("value", "se", "text"),
+    [(1443.6, 14.98, "1444 ± 15"), (199.4, 120.0, "199 ± 120"), (1.234, 0.25, "1.23 ± 0.2"), (0.0123, None, "0.0123")],
+)
+def test_figures_are_never_powers_of_ten(value, se, text):
+    assert str(Estimate(value, se)) == text
