@@ -86,13 +86,15 @@ class Engine:
         self._moved = False
         module = module.to(self.device)
         optimizer = recipe.optimizer(config).build(module.named_parameters())
+        self._base_rates = [group["lr"] for group in optimizer.param_groups]
+        for group in optimizer.param_groups:  # some of DeepSpeed's optimizers take a dry step, which would decay
+            group["lr"] = 0.0
         self._handle = optimizer.register_step_pre_hook(self._guard)
         self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config(config))
         self.module: TrainStep = self.engine.module
         self.optimizer = optimizer
-        self._base_rates = [group["lr"] for group in optimizer.param_groups]
         for state in optimizer.state.values():
-            if "step" in state:  # a dry step of DeepSpeed's, which would shift Adam's bias correction
+            if "step" in state:  # the dry step would shift Adam's bias correction
                 state["step"].zero_()
 
     def train(self, batch: StepBatch, step: int) -> dict[str, float]:
