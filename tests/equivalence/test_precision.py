@@ -46,6 +46,20 @@ def test_types_of_weights_masters_and_states(world, tmp_path, precision, stage, 
         assert all(float(state["step"]) == 2 for state in states)
 
 
+@pytest.mark.parametrize(("precision", "stage", "stored", "stepped"), MODES)
+def test_training_starts_from_the_initial_weights(world, tmp_path, precision, stage, stored, stepped):
+    """DeepSpeed's own preparations, a dry step among them, move neither weights nor masters."""
+    optimizer = {"use": "adamw", "lr": 0.1, "weight_decay": 0.5}
+    with running(world, tmp_path, precision=precision, zero_stage=stage, optimizer=optimizer) as trainer:
+        initial = dict(recipe.build(trainer.config).named_parameters())
+        assert all(torch.equal(value, initial[name].to(stored)) for name, value in weights(trainer).items())
+        masters = torch.cat([value.detach().flatten() for value in held(trainer)])
+        expected = torch.cat([value.detach().to(stored).to(stepped).flatten() for value in initial.values()])
+        assert torch.equal(masters[: len(expected)], expected)
+        assert not masters[len(expected) :].any()
+        assert all(float(state["step"]) == 0 for state in trainer.engine.optimizer.state.values())
+
+
 @pytest.mark.parametrize("precision", ["fp32_autocast_bf16", "bf16_master", "bf16_pure"])
 def test_reduced_precision_follows_full_precision(world, tmp_path, precision):
     found = {}

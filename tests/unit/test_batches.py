@@ -142,6 +142,18 @@ def test_dropout_rates_zero_one_and_between(world):
     assert len({tuple(row) for row in found}) > 50
 
 
+def test_dropout_does_not_choose_among_captions(world):
+    made = batches(world, batch_size=48, **captioned(world, 0.5, {"caption_long": 1.0, "caption_short": 1.0}))
+    short = kept = 0
+    for step in range(60):
+        batch, order = made.batch(step), made.order(step)
+        is_null = matches((batch.text, batch.mask), made.null_rows(48))
+        is_short = matches((batch.text, batch.mask), rows_of(made, "caption_short", order))
+        short, kept = short + int(is_short.sum()), kept + int((~is_null).sum())
+    interval = binomtest(short, kept).proportion_ci(0.9999)
+    assert interval.low < 0.5 < interval.high
+
+
 def test_dropped_captions_leave_the_cache_alone(world):
     made = batches(world, **captioned(world, 0.5, {"caption_long": 1.0}))
     before = made.texts["caption_long"].take("embeddings", np.arange(48))
