@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from prx import recipe
@@ -92,10 +93,10 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        console.print(f"[red]error[/red] {error}", highlight=False, soft_wrap=True, markup=True)
+        console.print(f"[red]error[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except NonFiniteError as error:
-        console.print(f"[red]failed[/red] {error}", highlight=False, soft_wrap=True)
+        console.print(f"[red]failed[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
