@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import pytest
+import yaml
 
+import prx.__main__ as command
 from prx import recipe
 from prx.config import parse_run_config
 
@@ -135,9 +138,7 @@ def test_models_of_another_kind(world, tmp_path):
     found = problems(world, text={"encoder": kl})
     assert found == [f"text.encoder: {kl!r} holds no text encoder: its config.json has no hidden_size"]
     found = problems(world, tokenizer={"use": "autoencoder", "path": text})
-    assert found == [
-        f"tokenizer.path: {text!r} holds a None, must hold one of AutoencoderKL, AutoencoderKLFlux2"
-    ]
+    assert found == [f"tokenizer.path: {text!r} holds a None, must hold one of AutoencoderKL, AutoencoderKLFlux2"]
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL"}))
     found = problems(world, tokenizer={"use": "autoencoder", "path": str(tmp_path)})
     assert found == [f"tokenizer.path: config.json of {str(tmp_path)!r} has no latent_channels"]
@@ -158,9 +159,7 @@ def test_embedded_roles_of_the_evaluation(world, role):
 def test_cuda_that_is_not_there_is_refused(world, monkeypatch):
     monkeypatch.setattr(recipe.torch.cuda, "is_available", lambda: False)
     config = parse_run_config(world.settings(infrastructure={"device": "cuda"}))
-    with pytest.raises(
-        ValueError, match=r"^infrastructure\.device: cuda is not available here, use cpu or auto$"
-    ):
+    with pytest.raises(ValueError, match=r"^infrastructure\.device: cuda is not available here, use cpu or auto$"):
         recipe.device_of(config)
     auto = parse_run_config(world.settings(infrastructure={"device": "auto"}))
     assert recipe.device_of(auto).type == "cpu"
@@ -173,3 +172,17 @@ def test_problems_agree_with_what_happens(world):
     module = recipe.build(config)
     assert module.grid == (2, 2)
     assert len(module.denoiser.blocks) == 1
+
+
+def test_command_line_shows_problems_as_they_are(world, tmp_path, monkeypatch, capsys):
+    """One message and exit code 2; brackets in a value are text, not markup."""
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(world.settings(text={"encoder": "[bold]x[/y]", "max_tokens": 8})))
+    monkeypatch.setattr(sys, "argv", ["prx", "train", str(file), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as stopped:
+        command.main()
+    assert stopped.value.code == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error text.encoder: '[bold]x[/y]' is neither a local folder nor a reachable hub model")
+    assert "Traceback" not in shown
+    assert not (tmp_path / "out").exists()
