@@ -133,6 +133,24 @@ def roughen(images: Tensor, rng: torch.Generator) -> Tensor:
     return (mixed + strength * torch.randn(images.shape, generator=rng)).clamp(0, 1)
 
 
+def melt(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Bend and blur half of the images until shapes are hard to tell, as a half-trained generator draws them.
+
+    A network that has met such pictures places them between the shapes they might be; one that has not
+    takes all of them for the same wrong shape, and a mean distance of its embeddings then measures that.
+    """
+    size = (len(images), 1, 1, 1)
+    strength = 0.2 * torch.rand(size, generator=rng) * (torch.rand(size, generator=rng) < 1 / 2)
+    waves = torch.randn(len(images), 2, 8, 8, generator=rng)
+    shift = F.interpolate(waves, images.shape[-2:], mode="bicubic") * strength
+    straight = F.affine_grid(torch.eye(2, 3).expand(len(images), 2, 3), list(images.shape), align_corners=False)
+    bent = F.grid_sample(
+        images, straight + shift.permute(0, 2, 3, 1), padding_mode="border", align_corners=False
+    )
+    blurred = F.avg_pool2d(F.pad(bent, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
+    return torch.lerp(bent, blurred, (4 * strength * torch.rand(size, generator=rng)).clamp(max=1))
+
+
 def schedule(steps: int) -> Callable[[int], float]:
     """Give the learning-rate factor of a step: linear warm-up over 5 %, then cosine to zero."""
     warmup = max(1, steps // 20)

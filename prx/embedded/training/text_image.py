@@ -35,6 +35,7 @@ from prx.embedded.training.common import (
     fit,
     held_out,
     make_batch,
+    melt,
     normalise,
     num_parameters,
     roughen,
@@ -169,7 +170,7 @@ def build_clip(job: Job) -> Record:
 
     def loss_of(step: int) -> Tensor:
         batch = make_batch(_CLIP_SEED, step, _BATCH)
-        logits = _similarity(model, tokenizer, roughen(batch.images, rng), batch.scenes)
+        logits = _similarity(model, tokenizer, roughen(melt(batch.images, rng), rng), batch.scenes)
         match = torch.arange(_BATCH)
         return (F.cross_entropy(logits, match) + F.cross_entropy(logits.T, match)) / 2
 
@@ -181,7 +182,7 @@ def build_clip(job: Job) -> Record:
     save_preprocessor(folder, CLIP, "CLIPImageProcessor", crop=True)
     model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
     facts = {
-        "objective": "symmetric contrastive, long captions",
+        "objective": "symmetric contrastive, long captions; images bent, blurred and noised",
         "steps": steps,
         "batch": _BATCH,
         "seed": _CLIP_SEED,
