@@ -14,10 +14,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from prx import recipe
-from prx.compose import load_run_config
-from prx.config import RunConfig
+from prx.compose import read_run_source
+from prx.config import RunConfig, parse_run_config
 from prx.engine import rank_and_world
 from prx.errors import ConfigError, NonFiniteError, UserError
+from prx.yamlsource import locate
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console(stderr=True)
@@ -35,15 +36,15 @@ def train(
     cache: Annotated[Path, typer.Option(help="Folder for encodings, shared between runs.")] = Path("runs/cache"),
 ) -> None:
     """Train a configuration to its end; the same command again resumes."""
-    run = _checked(load_run_config(config))
-    _train(run, out, cache)
-
-
-def _checked(config: RunConfig) -> RunConfig:
-    found = recipe.problems(config)
+    source = read_run_source(config)
+    run = parse_run_config(source.data, source)
+    found = recipe.problems(run)
     if found:
-        raise ConfigError(found)
-    return config
+        raise ConfigError([source.problem(tuple(p.path.split(".")), p.message) for p in found])
+    try:
+        _train(run, out, cache)
+    except UserError as error:
+        raise locate(source, error) from error
 
 
 def _train(config: RunConfig, out: Path, cache: Path) -> None:

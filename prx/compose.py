@@ -60,5 +60,14 @@ def load_run_config(path: Path) -> RunConfig:
     Raises:
         ConfigError: As `parse_run_config`, or the file or its base cannot be read.
     """
-    source = with_base(read_yaml(path), above=(path.resolve(),))
+    source = read_run_source(path)
     return parse_run_config(source.data, source)
+
+
+def read_run_source(path: Path) -> Source:
+    """Read the file of one run with its bases laid under it, and where every value was written.
+
+    Raises:
+        ConfigError: The file or its base cannot be read.
+    """
+    return with_base(read_yaml(path), above=(path.resolve(),))

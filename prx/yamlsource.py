@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from prx.errors import ConfigError, Problem
+from prx.errors import ConfigError, Problem, UserError
 
 PathKeys = tuple[str | int, ...]
 
@@ -66,6 +66,16 @@ class Source:
         for key in reversed(keys):
             data = {key: data}
         return Source(data, self.file, {(*keys, *path): mark for path, mark in self.marks.items()})
+
+
+def locate(source: Source, error: UserError) -> UserError:
+    """Add file and line to an error whose text starts with a config path, such as `data.train: ...`."""
+    path, _, message = str(error).partition(": ")
+    keys = tuple(path.split("."))
+    known = isinstance(source.data, dict) and keys[0] in source.data
+    if isinstance(error, ConfigError) or not known or not message:
+        return error
+    return ConfigError([source.problem(keys, message)])
 
 
 def merge(base: Source, patch: Source) -> Source:

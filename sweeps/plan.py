@@ -7,7 +7,7 @@ this order means nothing), then `set`, then `trial`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
@@ -60,13 +60,17 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep trains. Trials come seed by seed, and within a seed cell by cell, the baseline first."""
+    """What a sweep trains. Trials come seed by seed, and within a seed cell by cell, the baseline first.
+
+    `settings` is what all cells share, and where each of its values was written.
+    """
 
     spec: SweepSpec
     source: Source
     cells: tuple[Cell, ...]
     dropped: tuple[Dropped, ...]
     trials: tuple[Trial, ...]
+    settings: Source = field(default_factory=lambda: Source(None))
 
     @cached_property
     def total_steps(self) -> int:
@@ -101,7 +105,8 @@ def make_plan(spec: SweepSpec, source: Source) -> Plan:
     reasons = [(draft.combination, tuple(map(_reason, draft.problems))) for draft in drafts if draft.problems]
     left_out = [Dropped(_named(spec, combination), why) for combination, why in [*dropped, *reasons, *twins]]
     trials = [_trial(cell, seed) for seed in spec.seeds for cell in cells]
-    return Plan(spec, source, tuple(cells), tuple(left_out), tuple(trials))
+    shared = merge(base, _settings(spec, source))
+    return Plan(spec, source, tuple(cells), tuple(left_out), tuple(trials), shared)
 
 
 def _refuse(problems: Iterable[Problem]) -> None:

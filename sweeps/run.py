@@ -19,6 +19,7 @@ from rich.console import Console
 from cluster.connect import Attached, ConnectError, attach, check
 from cluster.resources import concurrency
 from prx.errors import UserError
+from prx.yamlsource import locate
 from sweeps.ledger import Ledger
 from sweeps.live import Display, open_display
 from sweeps.logs import ENVIRONMENT, environment, logging_to
@@ -221,7 +222,10 @@ class _Run:
 
         waiting = {item.trial_id for item in queue.waiting}
         configs = [trial.config for trial in self.plan.trials if trial.trial_id in waiting]
-        load(self.parts.prepare)(configs, self.folder.cache, display.preparing)
+        try:
+            load(self.parts.prepare)(configs, self.folder.cache, display.preparing)
+        except UserError as error:
+            raise locate(self.plan.settings, error) from error
         with self._attached(address, max(item.cpus for item in queue.waiting), max_concurrent) as attached:
             self._open(queue, attached, max_concurrent)
             display.say(f"{len(waiting)} trials, {queue.max_concurrent} at a time")

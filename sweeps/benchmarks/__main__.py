@@ -1,11 +1,14 @@
-"""`python -m sweeps.benchmarks loop | launch`."""
+"""`python -m sweeps.benchmarks loop | launch | guidance`."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from prx.errors import UserError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Cache = Annotated[Path, typer.Option(help="Folder for encodings, shared with sweeps.")]
@@ -42,5 +45,26 @@ def launch(
     measure(trials, documented, steps, store)
 
 
+@app.command()
+def guidance(
+    sweep: Annotated[str, typer.Argument(help="Name of a sweep that was run.")],
+    scale: Annotated[list[float], typer.Option(help="Guidance scale; may be given several times.")],
+    store: Annotated[Path, typer.Option(help="The sweep's store.")] = Path("runs"),
+) -> None:
+    """Measure finished trials at several guidance scales, without training."""
+    from sweeps.benchmarks.guidance import measure
+
+    measure(sweep, scale, store)
+
+
+def main() -> None:
+    """Run the command line; what the user can mend is one message and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
 if __name__ == "__main__":
-    app()
+    main()
