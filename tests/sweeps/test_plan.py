@@ -167,7 +167,7 @@ def test_a_twin_is_left_out_and_named():
         HEAD
         + "axes:\n  m:\n  - {name: one, patch: {}}\n  - {name: two, patch: {infrastructure.micro_batch: 4}}\n"
     )
-    plan = plan_of(text + "  - {name: three, patch: {batch_size: 48}}\n")
+    plan = plan_of(text + "  - {name: three, patch: {batch_size: 32}}\n")
     assert [cell.name for cell in plan.cells] == ["baseline"]
     reasons = {item.levels["m"]: item.reasons[0].split(": ") for item in plan.dropped}
     same = "would train the same as 'baseline'"
