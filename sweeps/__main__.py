@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from prx.errors import UserError
+from sweeps.command import run_app
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 Sweep = Annotated[Path, typer.Argument(help="YAML of a sweep.", metavar="FILE")]
@@ -80,12 +79,8 @@ def _console() -> Console:
 
 
 def main() -> None:
-    """Run the command line; what the user can mend is one message and exit code 2."""
-    try:
-        app()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    """Run the command line."""
+    run_app(app)
 
 
 if __name__ == "__main__":

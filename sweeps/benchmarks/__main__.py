@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from prx.errors import UserError
+from sweeps.command import run_app
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Cache = Annotated[Path, typer.Option(help="Folder for encodings, shared with sweeps.")]
@@ -58,12 +57,8 @@ def guidance(
 
 
 def main() -> None:
-    """Run the command line; what the user can mend is one message and exit code 2."""
-    try:
-        app()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    """Run the command line."""
+    run_app(app)
 
 
 if __name__ == "__main__":
