@@ -183,6 +183,8 @@ def test_command_line_shows_problems_as_they_are(world, tmp_path, monkeypatch, c
         command.main()
     assert stopped.value.code == 2
     shown = capsys.readouterr().err
-    assert shown.startswith("error text.encoder: '[bold]x[/y]' is neither a local folder nor a reachable hub model")
+    line = next(n for n, text in enumerate(file.read_text().splitlines(), 1) if "[bold]" in text)
+    rule = "text.encoder: '[bold]x[/y]' is neither a local folder nor a reachable hub model"
+    assert shown.startswith(f"error {file}:{line}: {rule}")
     assert "Traceback" not in shown
     assert not (tmp_path / "out").exists()
