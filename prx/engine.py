@@ -92,6 +92,9 @@ class Engine:
         self._handle = optimizer.register_step_pre_hook(self._guard)
         self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config(config))
         self.module: TrainStep = self.engine.module
+        if rank_and_world()[1] == 1 and config.infrastructure.zero_stage == 0:
+            # Alone there is nobody to average with; DeepSpeed would still copy every gradient twice.
+            self.engine.enable_backward_allreduce = False
         self.optimizer = optimizer
         for state in optimizer.state.values():
             if "step" in state:  # the dry step would shift Adam's bias correction

@@ -21,14 +21,13 @@ def commands() -> None:
 @app.command()
 def loop(
     base: Annotated[str, typer.Option(help="Preset or YAML of the run to measure.")] = "embedded",
-    rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=2)] = 12,
-    steps: Annotated[int, typer.Option(help="Training steps a round and side.", min=1)] = 10,
+    rounds: Annotated[int, typer.Option(help="Interleaved steps a side.", min=2)] = 120,
     cache: Cache = Path("runs/cache"),
 ) -> None:
     """Compare the trainer with a bare PyTorch loop on the same model and one in-memory batch."""
     from sweeps.benchmarks.loop import measure
 
-    measure(base, rounds, steps, cache)
+    measure(base, rounds, cache)
 
 
 @app.command()

@@ -6,6 +6,7 @@ import copy
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,6 +19,8 @@ from prx.config import RunConfig, parse_run_config
 from prx.quiet import hush
 from prx.train_step import StepBatch, TrainStep
 from prx.trainer import Trainer
+
+WARM_UP = 5
 
 
 class BareLoop:
@@ -37,17 +40,16 @@ class BareLoop:
         self.optimizer.zero_grad(set_to_none=True)
 
 
-def _seconds(function: object, times: int) -> float:
+def _seconds(step: Callable[[], object]) -> float:
     started = time.perf_counter()
-    for _ in range(times):
-        function()  # type: ignore[operator]
+    step()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return (time.perf_counter() - started) / times
+    return time.perf_counter() - started
 
 
-def measure(base: str, rounds: int, steps: int, cache: Path) -> None:
-    """Print both times of every round and the median of the ratios."""
+def measure(base: str, rounds: int, cache: Path) -> None:
+    """Print the times of both sides and the median of the ratios, one optimizer step a round and side."""
     hush()
     source = load_base(base)
     config = parse_run_config(source.data | {"steps": 10**9}, source)
@@ -58,11 +60,13 @@ def measure(base: str, rounds: int, steps: int, cache: Path) -> None:
         batch = trainer.batches.batch(0).map(lambda tensor: tensor.to(device))
         bare = BareLoop(config, copy.deepcopy(recipe.build(config)).to(device), batch)
         rows = []
-        for number in range(rounds + 1):
-            ours = _seconds(lambda: trainer.advance(trainer.step + 1), steps)
-            theirs = _seconds(bare.step, steps)
-            if number:  # the first round warms up
-                rows.append((ours, theirs))
+        for number in range(rounds + WARM_UP):
+            # Step by step in turn, each side first every other time: a machine's speed drifts within seconds.
+            sides = [lambda: trainer.advance(trainer.step + 1), bare.step]
+            order = (0, 1) if number % 2 else (1, 0)
+            seconds = {side: _seconds(sides[side]) for side in order}
+            if number >= WARM_UP:
+                rows.append((seconds[0], seconds[1]))
         trainer.close()
     _print(rows, base)
 
