@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ from torch import Tensor
 
 from prx import cache, prepare, recipe
 from prx.cache import Encoded
-from prx.config import RunConfig
-from prx.interfaces import ImageTokenizer, LossTerm
+from prx.config import RunConfig, TermConfig
+from prx.interfaces import ImageTokenizer, LossTerm, PairContext, Route
 from prx.rng import normal, stream
+from prx.sampling import PromptBatch
 from prx.train_step import StepBatch, TrainStep
 
 
@@ -23,8 +25,10 @@ class Batches:
         caches = prepare.plan(config, root)
         self.config, self.module = config, step
         self.latents = cache.read(root, caches.latents.key)
-        self.texts = {column: cache.read(root, job.key) for column, job in caches.texts.items()}
+        self.texts = {column: cache.read(root, job.key) for column, job in sorted(caches.texts.items())}
         self.targets = {name: cache.read(root, job.key) for name, job in caches.targets.items()}
+        self.stopped: dict[str, int] = {}
+        """Terms that ended during the run, and the step from which on they are absent."""
         self.null = cache.read(root, caches.null.key)
         self.tokenizer = recipe.tokenizer(config.tokenizer, recipe.device_of(config))
         share = config.batch_size // config.infrastructure.workers
@@ -48,63 +52,102 @@ class Batches:
         """Assemble this worker's rows of the batch that takes the run from `step` to `step` + 1."""
         seed, total = self.config.seed, self.config.batch_size
         order = self.order(step)
-        pairs = self._pairs(step)
-        noise = normal(stream(seed, "noise", step), total, *self._latent_shape())
+        weights = self.weights(step)
+        choice, dropped = self._captions(step)
+        pairs = self._pairs(step, order, choice, dropped, weights)
+        noise = normal(stream(seed, "noise", step), total, *self.latent_shape())
         wanted = np.arange(total) if pairs else self.rows
-        clean = torch.empty(total, *self._latent_shape())
+        clean = torch.empty(total, *self.latent_shape())
         clean[wanted] = self._clean(step, order, wanted)
         t = self.module.objective.timesteps(total, stream(seed, "timestep", step))
-        text, mask = self._text(step, order)
+        text, mask = self._text(order, choice, dropped)
         rows = torch.from_numpy(self.rows)
+        route = self._route(step)
+        objective = self.module.objective
+        velocity = objective.target(objective.sample(clean, noise, t)) if pairs else clean
         return StepBatch(
             clean[rows], noise[rows], t[rows], text, mask,
-            targets={name: data.take("tokens", order[self.rows]) for name, data in self.targets.items()},
-            partners={name: (noise - clean)[index[self.rows]] for name, index in pairs.items()},
-            kept=self._kept(step),
+            targets=self._taught("tokens", order, weights), attention=self._taught("attention", order, weights),
+            partners={name: velocity[index[self.rows]] for name, index in pairs.items()},
+            kept=None if route is None else route.kept[rows],
+            skipped=None if route is None or route.skipped is None else route.skipped[rows],
+            unconditional=torch.from_numpy(dropped[self.rows]), weights=weights,
         )  # fmt: skip
 
-    def _latent_shape(self) -> tuple[int, ...]:
+    def weights(self, step: int) -> dict[str, float]:
+        """Give the weights of the terms that act at a step."""
+        found = {}
+        for name, part in self.config.losses.items():
+            assert isinstance(part, TermConfig)
+            weight = part.weight_at(step, self.config.steps)
+            if weight and step < self.stopped.get(name, step + 1):
+                found[name] = weight
+        return found
+
+    def _taught(self, column: str, order: np.ndarray, weights: Mapping[str, float]) -> dict[str, Tensor]:
+        """Read what teachers say of the images, for the terms that still listen."""
+        found = {name: data for name, data in self.targets.items() if name in weights and data.has(column)}
+        return {name: data.take(column, order[self.rows]) for name, data in found.items()}
+
+    def latent_shape(self) -> tuple[int, ...]:
+        """Give (C, H, W)."""
         size = self.config.data.image_size // self.tokenizer.downsample
         return (self.tokenizer.channels, size, size)
 
     def _clean(self, step: int, order: np.ndarray, rows: np.ndarray) -> Tensor:
-        noise = normal(stream(self.config.seed, "posterior", step), len(order), *self._latent_shape())
+        noise = normal(stream(self.config.seed, "posterior", step), len(order), *self.latent_shape())
         return self.tokenizer.latent(self.latents.take("moments", order[rows]), noise[rows])
 
-    def _pairs(self, step: int) -> dict[str, Tensor]:
+    def _pairs(
+        self, step: int, order: np.ndarray, choice: np.ndarray, dropped: np.ndarray, weights: Mapping[str, float]
+    ) -> dict[str, Tensor]:
         found = {}
         for name, term in self.module.losses.items():
             assert isinstance(term, LossTerm)
-            index = term.pair(self.config.batch_size, stream(self.config.seed, f"losses/{name}", step))
+            if name not in weights or type(term).pair is LossTerm.pair:
+                continue
+            context = PairContext(self._prompts(order, choice), dropped)
+            index = term.pair(context, stream(self.config.seed, f"losses/{name}", step))
             if index is not None:
                 found[name] = torch.from_numpy(index)
         return found
 
-    def _kept(self, step: int) -> Tensor | None:
+    def _prompts(self, order: np.ndarray, choice: np.ndarray) -> np.ndarray:
+        """Give a number for every caption of the global batch, equal where captions are equal: int64 [G]."""
+        found = np.empty(len(order), dtype=np.int64)
+        for number, data in enumerate(self.texts.values()):
+            chosen = choice == number
+            found[chosen] = data.take("caption", order[chosen]).numpy()
+        return found
+
+    def _route(self, step: int) -> Route | None:
         if self.module.router is None:
             return None
         rng = stream(self.config.seed, "routing", step)
-        grid = self.module.grid
-        return self.module.router.select(self.config.batch_size, grid[0] * grid[1], rng)[self.rows]
+        return self.module.router.draw(self.config.batch_size, self.module.grid, rng)
 
-    def _text(self, step: int, order: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Draw a caption for every row, then replace dropped ones by the encoded empty string."""
+    def _captions(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Draw for the global batch which caption is read, [G], and whether it is dropped, bool [G]."""
         seed, total = self.config.seed, self.config.batch_size
-        columns, weights = zip(*sorted(self.config.data.captions.items()), strict=True)
-        shares = np.cumsum(weights) / np.sum(weights)
-        choice = np.searchsorted(shares, stream(seed, "caption", step).random(total), side="right")[self.rows]
-        choice = choice.clip(max=len(columns) - 1)
-        dropped = stream(seed, "caption_dropout", step).random(total)[self.rows] < self.config.text.caption_dropout
+        shares = np.array([self.config.data.captions[column] for column in self.texts], dtype=np.float64)
+        bounds = np.cumsum(shares) / shares.sum()
+        choice = np.searchsorted(bounds, stream(seed, "caption", step).random(total), side="right")
+        dropped = stream(seed, "caption_dropout", step).random(total) < self.config.text.caption_dropout
+        return choice.clip(max=len(shares) - 1), dropped
+
+    def _text(self, order: np.ndarray, choice: np.ndarray, dropped: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Read this worker's captions; dropped ones are the encoded empty string."""
         text = self.null_rows(len(self.rows))
-        for number, column in enumerate(columns):
-            chosen = torch.from_numpy((choice == number) & ~dropped)
-            found = read_text(self.texts[column], order[self.rows][chosen.numpy()], self.length)
-            text[0][chosen], text[1][chosen] = found
+        for number, data in enumerate(self.texts.values()):
+            chosen = (choice[self.rows] == number) & ~dropped[self.rows]
+            found = read_text(data, order[self.rows][chosen], self.length)
+            mask = torch.from_numpy(chosen)
+            text[0][mask], text[1][mask] = found
         return text
 
-    def null_rows(self, num: int) -> tuple[Tensor, Tensor]:
+    def null_rows(self, num: int, length: int | None = None) -> tuple[Tensor, Tensor]:
         """Repeat the empty caption: embeddings [num, L, E], mask [num, L]."""
-        text, mask = read_text(self.null, np.zeros(1, dtype=np.int64), self.length)
+        text, mask = read_text(self.null, np.zeros(1, dtype=np.int64), length or self.length)
         return text.repeat(num, 1, 1), mask.repeat(num, 1)
 
 
@@ -124,10 +167,12 @@ class Prompts:
         self.config, self.batches, self.tokenizer = config, batches, tokenizer
         self.text = cache.read(root, prepare.plan(config, root).prompts.key)
 
-    def chunk(self, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Give text, mask and noise of prompts `start`..`stop`; noise is drawn by prompt, not by batch."""
-        length = self.text.take("mask", np.array([0])).shape[1]
-        text, mask = read_text(self.text, np.arange(start, stop), max(length, self.batches.length))
-        shape = self.batches._latent_shape()
-        noise = torch.cat([normal(stream(self.NOISE_SEED, "evaluation", i), 1, *shape) for i in range(start, stop)])
-        return text, mask, noise
+    def chunk(self, start: int, stop: int) -> PromptBatch:
+        """Give prompts `start`..`stop`; noise is drawn by prompt, not by batch."""
+        rows = np.arange(start, stop)
+        length = max(self.text.take("mask", np.array([0])).shape[1], self.batches.length)
+        text, mask = read_text(self.text, rows, length)
+        null_text, null_mask = self.batches.null_rows(len(rows), length)
+        shape = self.batches.latent_shape()
+        noise = torch.cat([normal(stream(self.NOISE_SEED, "evaluation", i), 1, *shape) for i in rows.tolist()])
+        return PromptBatch(torch.from_numpy(rows), text, mask, null_text, null_mask, noise)

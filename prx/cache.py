@@ -65,6 +65,10 @@ class Encoded:
             found[name] = rows.reshape(batch.num_rows, *shape)
         return found
 
+    def has(self, column: str) -> bool:
+        """Tell whether there is such a column."""
+        return column in self.manifest["columns"]
+
     def take(self, column: str, index: np.ndarray) -> Tensor:
         """Gather rows: [len(index), *shape]; floats come as float32."""
         shard, row = np.divmod(index, self.rows_per_shard)

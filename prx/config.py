@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -40,6 +41,42 @@ class PartConfig(Strict):
     """Settings of one technique; `use` names it in the registry."""
 
     use: str
+
+
+class ConflictStop(Strict):
+    """End a term when its gradient fights the objective's: mean cosine on one block below `below`.
+
+    Measured every `every` steps from step `start` on, at fixed timesteps, over `num_samples` images.
+    Source: HASTE, Wang et al. 2025 (arXiv:2505.16792).
+    """
+
+    below: Annotated[float, Field(ge=-1, le=1)] = -0.05
+    every: PositiveInt = 10_000
+    start: Annotated[int, Field(ge=0)] = 50_000
+    block: Annotated[int, Field(ge=0)] = 7
+    times: Annotated[list[Probability], Field(min_length=1)] = [0.02, 0.1, 0.5, 0.8]
+    num_samples: PositiveInt = 2_048
+
+
+class TermConfig(PartConfig):
+    """What every loss term has: a weight, and how it changes until the step where the term stops.
+
+    From `stop_step` on the term is absent: no loss, no gradient, no teacher. `linear` and `cosine` let the
+    weight fall to zero at `stop_step`, or at the run's end where it never stops.
+    """
+
+    weight: PositiveFloat = 0.5
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    stop_step: PositiveInt | Literal["never"] = "never"
+
+    def weight_at(self, step: int, steps: int) -> float:
+        """Give the weight of the step that follows `step` updates, in a run of `steps`; 0 means absent."""
+        end = steps if self.stop_step == "never" else self.stop_step
+        if step >= end and self.stop_step != "never":
+            return 0.0
+        share = min(1.0, step / end)
+        factor = {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}
+        return self.weight * factor[self.schedule]
 
 
 def _part(kind: str) -> BeforeValidator:
@@ -82,7 +119,11 @@ class TextConfig(Strict):
 
 
 class DenoiserConfig(Strict):
-    """Shape of the PRX transformer; defaults are PRX-1.2B."""
+    """Shape of the PRX transformer; defaults are PRX-1.2B.
+
+    `bottleneck` embeds patches through that many features, as JiT does (arXiv:2511.13720); `resolution`
+    tells the model the latent's size, by `vec`, added to the time embedding, or `token`, beside the text.
+    """
 
     width: PositiveInt = 1792
     depth: PositiveInt = 16
@@ -90,13 +131,29 @@ class DenoiserConfig(Strict):
     patch_size: PositiveInt = 2
     mlp_ratio: PositiveFloat = 3.5
     theta: PositiveInt = 10_000
+    bottleneck: PositiveInt | None = None
+    resolution: Literal["off", "vec", "token"] = "off"
 
 
 class SamplingConfig(Strict):
-    """How pictures are drawn; part of what a metric means."""
+    """How pictures are drawn; part of what a metric means.
+
+    `guidance` names the weak prediction that guidance moves away from: the null caption (`text`), the same
+    caption through the router (`routing`), or the null caption without the routed blocks (`path_drop`).
+    """
 
     num_steps: PositiveInt = 50
     guidance_scale: Annotated[float, Field(ge=0)] = 3.5
+    guidance: Literal["text", "routing", "path_drop"] = "text"
+    weights: Literal["model", "ema"] = "model"
+
+
+class EmaConfig(Strict):
+    """Average of the weights, kept in float32: every `every` steps from `start` on; PRX's values."""
+
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    every: PositiveInt = 10
+    start: Annotated[int, Field(ge=0)] = 0
 
 
 class EvaluationConfig(Strict):
@@ -148,6 +205,7 @@ class RunConfig(Strict):
     losses: dict[str, Annotated[SerializeAsAny[PartConfig], _part("loss")]] = Field(default_factory=dict)
     routing: Annotated[SerializeAsAny[PartConfig], _part("routing")] | None = None
     optimizer: Annotated[SerializeAsAny[PartConfig], _part("optimizer")] = _use("adamw")
+    ema: EmaConfig | None = None
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cache: CacheConfig = CacheConfig()

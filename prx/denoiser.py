@@ -7,14 +7,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from diffusers import PRXTransformer2DModel
-from diffusers.models.transformers.transformer_prx import get_image_ids, img2seq, seq2img
+from diffusers.models.transformers.transformer_prx import apply_rope, get_image_ids, img2seq, seq2img
 from torch import Tensor, nn
 
 from prx.config import DenoiserConfig
-from prx.interfaces import Tap, TokenRouter, gather
+from prx.interfaces import Route, Tap, TokenRouter, gather
 
 
 def build(config: DenoiserConfig, channels: int, text_width: int) -> PRXTransformer2DModel:
@@ -23,7 +24,8 @@ def build(config: DenoiserConfig, channels: int, text_width: int) -> PRXTransfor
     model = PRXTransformer2DModel(
         in_channels=channels, patch_size=config.patch_size, context_in_dim=text_width,
         hidden_size=config.width, mlp_ratio=config.mlp_ratio, num_heads=config.heads, depth=config.depth,
-        axes_dim=[half, half], theta=config.theta,
+        axes_dim=[half, half], theta=config.theta, bottleneck_size=config.bottleneck,
+        resolution_embeds=config.resolution == "vec",
     )  # fmt: skip
     for layer in (model.final_layer.linear, model.final_layer.adaLN_modulation[1]):
         nn.init.zeros_(layer.weight)
@@ -39,38 +41,68 @@ def walk(
     mask: Tensor,
     *,
     tapped: Collection[int] = (),
+    attended: Collection[int] = (),
     router: TokenRouter | None = None,
-    kept: Tensor | None = None,
+    route: Route | None = None,
+    until: int | None = None,
 ) -> tuple[Tensor, dict[int, Tap]]:
     """Run the denoiser.
 
-    Shapes: noised [B, C, H, W], t [B] in [0, 1], text [B, L, text width], mask [B, L] (True at tokens),
-    kept [B, K] (the router's choice; None runs dense). Returns the output [B, C, H, W] and the taps.
+    Shapes: noised [B, C, H, W], t [B] in [0, 1], text [B, L, text width], mask [B, L] (True at tokens).
+    Without a route every token runs; a router still merges. `until` ends after that block, with the taps
+    alone. Returns the output [B, C, H, W] and the taps.
     """
     dtype = model.txt_in.weight.dtype
     context = model.txt_in(text.to(dtype))
     tokens = model.img_in(img2seq(noised.to(dtype), model.patch_size))
     batch, _, height, width = noised.shape
     position = model.pe_embedder(get_image_ids(batch, height, width, model.patch_size, noised.device))
-    time = model._compute_timestep_embedding(t, dtype=tokens.dtype)
+    time = _conditioning(model, t, height, width, tokens.dtype)
     taps: dict[int, Tap] = {}
-    routed = router is not None and kept is not None
     full, full_position, index = tokens, position, None
     for number, block in enumerate(model.blocks):
-        if routed and router is not None and number == router.start:
-            full, index = tokens, kept
+        if router is not None and number == router.start:
+            full, index = tokens, route.kept if route is not None else None
             tokens, position = gather(tokens, index), _gather_position(position, index)
-        tokens = block(tokens, context, time, position, mask)
-        if number in tapped:
-            taps[number] = Tap(tokens, index)
-        if routed and router is not None and number == router.end and index is not None:
-            tokens, position, index = router.merge(tokens, full, index), full_position, None
+        logits = attention_logits(block, tokens, time, position) if number in attended else None
+        if index is None or index.shape[1]:
+            tokens = block(tokens, context, time, position, mask)
+        if number in tapped or number in attended:
+            taps[number] = Tap(tokens, index, logits)
+        if number == until:
+            return tokens, taps
+        if router is not None and number == router.end:
+            tokens, position, index = router.merge(tokens, full, route), full_position, None
     output = seq2img(model.final_layer(tokens, time), model.patch_size, noised.shape)
     return output, taps
 
 
+def _conditioning(model: PRXTransformer2DModel, t: Tensor, height: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Embed the time [B], and the latent's size where the model is aware of it."""
+    time = model._compute_timestep_embedding(t, dtype=dtype)
+    if model.resolution_embedder is None:
+        return time
+    sides = (torch.full_like(t, side, dtype=torch.float32) for side in (height, width))
+    return time + model.resolution_embedder(*sides, dtype=time.dtype)
+
+
+def attention_logits(block: Any, tokens: Tensor, time: Tensor, position: Tensor) -> Tensor:
+    """Compute a block's attention logits among image tokens, [B, heads, K, K], before any softmax.
+
+    Fused attention does not show them, so queries and keys are computed once more.
+    """
+    (shift, scale, _), _ = block.modulation(time)
+    attention = block.attention
+    fused = attention.img_qkv_proj((1 + scale) * block.img_pre_norm(tokens) + shift)
+    rows = fused.unflatten(-1, (3, attention.heads, attention.head_dim)).permute(2, 0, 3, 1, 4)
+    query = apply_rope(attention.norm_q(rows[0]), position)
+    key = apply_rope(attention.norm_k(rows[1]), position)
+    return query @ key.transpose(-1, -2) * attention.head_dim**-0.5
+
+
 def _gather_position(position: Tensor, index: Tensor | None) -> Tensor:
     """Take rotary rows [B, 1, N, head/2, 2, 2] at index [B, K]."""
-    assert index is not None
+    if index is None:
+        return position
     rows = index.view(*index.shape, 1, 1, 1).expand(-1, -1, *position.shape[3:])
     return torch.gather(position.squeeze(1), 1, rows).unsqueeze(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from prx.errors import NonFiniteError
 from prx.train_step import MAIN_TERM, StepBatch, TrainStep
 
 TAG = "state"
+STATE = "run"
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -176,30 +177,31 @@ class Engine:
                     return f"{name if name == MAIN_TERM else f'losses.{name}'} became {value.item()}"
         return None
 
-    def save(self, folder: Path) -> None:
-        """Write model and optimizer to a folder that appears whole or not at all."""
+    def save(self, folder: Path, state: Mapping[str, Any] | None = None) -> None:
+        """Write model, optimizer and `state` (plain data) to a folder that appears whole or not at all."""
         partial = folder.with_name(folder.name + ".partial")
         rank, _ = rank_and_world()
         if rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         dist.barrier()
-        self.engine.save_checkpoint(str(partial), tag=TAG, save_latest=False)
+        self.engine.save_checkpoint(str(partial), tag=TAG, client_state={STATE: dict(state or {})}, save_latest=False)
         dist.barrier()
         if rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
         dist.barrier()
 
-    def load(self, folder: Path) -> None:
-        """Read what `save` wrote; training continues bit for bit.
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Read what `save` wrote and give its `state`; training continues bit for bit.
 
         Raises:
             RuntimeError: DeepSpeed does not accept the checkpoint.
         """
-        path, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
+        path, found = self.engine.load_checkpoint(str(folder), tag=TAG)
         if path is None:
             raise RuntimeError(f"DeepSpeed found no checkpoint in {folder}")
+        return dict(found.get(STATE, {}))
 
     def close(self) -> None:
         """Give back what the engine holds, so that the next trial of this process starts clean."""

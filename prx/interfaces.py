@@ -46,15 +46,22 @@ SearchRange = LogUniform | Uniform | Choice
 
 @dataclass(frozen=True)
 class RunShape:
-    """Sizes that follow from a configuration alone: no weights, no data.
+    """What follows from a configuration alone: no weights, no data.
 
-    `grid` counts tokens, (rows, columns); `channels` and `latent_size` belong to the latent.
+    `grid` counts tokens, (rows, columns); `channels` and `latent_size` belong to the latent; `route` names
+    the first and last block that a router shortens; `provides` joins what the parts offer each other.
     """
 
     channels: int
     latent_size: int
     depth: int
     grid: tuple[int, int]
+    width: int = 32
+    heads: int = 2
+    route: tuple[int, int] | None = None
+    zero_stage: int = 0
+    grad_clip: float | None = None
+    provides: frozenset[str] = frozenset()
 
     @property
     def num_tokens(self) -> int:
@@ -79,10 +86,36 @@ class FlowSample:
 
 @dataclass(frozen=True)
 class Tap:
-    """Features after one block. Shapes: `features` [B, K, D]; `index` [B, K], None when K = N."""
+    """Features after one block. Shapes: `features` [B, K, D]; `index` [B, K], None when K = N.
+
+    `attention` holds the block's logits among image tokens, [B, heads, K, K], where a term asks for them.
+    """
 
     features: Tensor
     index: Tensor | None = None
+    attention: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Route:
+    """Which tokens a router lets through. Shapes: `kept` sorted int64 [B, K]; `skipped` bool [B].
+
+    K = 0 skips the routed blocks altogether; samples that are `skipped` do so alone.
+    """
+
+    kept: Tensor
+    skipped: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PairContext:
+    """What a term may know of the global batch when it pairs samples.
+
+    Shapes: `prompts` int64 [G], equal where captions are equal; `unconditional` bool [G], dropped captions.
+    """
+
+    prompts: np.ndarray
+    unconditional: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -90,7 +123,9 @@ class StepView:
     """What a loss term may see of one micro-batch.
 
     `velocity` is the prediction; `targets` holds frozen teacher tokens [B, N, E] and `partners` the
-    velocity of another sample [B, C, H, W], both by the term's name.
+    target velocity of another sample [B, C, H, W], both by the term's name; `attention` the teacher's
+    attention among patches [B, layers, heads, N, N]; `estimate` the predicted clean latent
+    [B, C, H, W], where a term asks for it; `unconditional` bool [B] marks dropped captions.
     """
 
     sample: FlowSample
@@ -99,22 +134,36 @@ class StepView:
     targets: Mapping[str, Tensor] = field(default_factory=dict)
     partners: Mapping[str, Tensor] = field(default_factory=dict)
     grid: tuple[int, int] = (0, 0)
+    attention: Mapping[str, Tensor] = field(default_factory=dict)
+    estimate: Tensor | None = None
+    unconditional: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """Which frozen image encoder a term compares with. Its tokens are cached per data set and grid."""
+    """Which frozen image encoder a term compares with. Its outputs are cached per data set and grid.
+
+    `attention` lists the teacher's blocks whose attention maps are wanted, instead of tokens.
+    """
 
     path: str
     grid: tuple[int, int]
+    attention: tuple[int, ...] = ()
 
 
 class Technique:
-    """What every kind shares: a typed configuration, its ranges, and what it cannot work with."""
+    """What every kind shares: a typed configuration, its ranges, and what it cannot work with.
+
+    `PROVIDES` is what others may ask for in `RunShape.provides`; `REQUIRES` and `CONFLICTS` tell people, in
+    a few words, what `problems` enforces.
+    """
 
     Config: ClassVar[type[PartConfig]]
     SEARCH: ClassVar[Mapping[str, SearchRange]] = {}
     SOURCE: ClassVar[str] = ""
+    PROVIDES: ClassVar[frozenset[str]] = frozenset()
+    REQUIRES: ClassVar[tuple[str, ...]] = ()
+    CONFLICTS: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def problems(cls, config: Any, shape: RunShape) -> list[tuple[str, str]]:
@@ -126,21 +175,36 @@ class Technique:
 class Objective(Technique, ABC):
     """Sole owner of timestep sampling, loss weighting and clamps."""
 
+    noise_scale: float = 1.0
+
     @abstractmethod
     def timesteps(self, num: int, rng: np.random.Generator) -> Tensor:
         """Draw t for `num` samples: [num] in [0, 1]."""
 
-    @abstractmethod
     def sample(self, clean: Tensor, noise: Tensor, t: Tensor) -> FlowSample:
-        """Noise clean latents to time t."""
+        """Interpolate linearly between clean [B, C, H, W] and scaled noise at t [B]."""
+        time, scaled = t.view(-1, 1, 1, 1), noise * self.noise_scale if self.noise_scale != 1.0 else noise
+        return FlowSample(clean, scaled, t, (1 - time) * clean + time * scaled)
+
+    def target(self, sample: FlowSample) -> Tensor:
+        """Give the velocity that a perfect prediction has [B, C, H, W]."""
+        return sample.velocity
+
+    def to_clean(self, velocity: Tensor, noised: Tensor, t: Tensor) -> Tensor:
+        """Read a velocity as the clean latent it leads to [B, C, H, W]; differentiable."""
+        return noised - t.view(-1, 1, 1, 1) * velocity
+
+    def stride(self, now: float, after: float) -> float:
+        """Say how far along the velocity a sampler moves from time `now` to `after`."""
+        return now - after
 
     @abstractmethod
     def to_velocity(self, output: Tensor, noised: Tensor, t: Tensor) -> Tensor:
         """Read the denoiser's output as a velocity [B, C, H, W]; differentiable."""
 
-    @abstractmethod
     def loss(self, velocity: Tensor, sample: FlowSample) -> Tensor:
-        """Compare a predicted velocity with the sample's; mean over every element."""
+        """Compare a predicted velocity with the target; mean over every element."""
+        return (velocity - self.target(sample)).square().mean()
 
     @abstractmethod
     def schedule(self, num_steps: int) -> Tensor:
@@ -177,17 +241,29 @@ class ImageTokenizer(Technique, ABC):
 
 
 class LossTerm(nn.Module, Technique, ABC):
-    """A term added to the objective's loss, unweighted; `TrainStep` applies the weight, once."""
+    """A term added to the objective's loss, unweighted; `TrainStep` applies the weight, once.
 
-    def __init__(self, name: str, config: Any) -> None:
+    Frozen networks that a term needs at every step are not registered as its modules: DeepSpeed would
+    shard them.
+    """
+
+    wants_estimate: ClassVar[bool] = False
+
+    def __init__(self, name: str, config: Any, shape: RunShape, teacher_width: int = 0) -> None:
         super().__init__()
+        del shape, teacher_width
         self.name = name
-        self.weight: float = config.weight
+        self.config = config
 
     @property
     def layer(self) -> int | None:
         """Name the block whose output this term reads, 0-based."""
         return None
+
+    @property
+    def attended(self) -> tuple[int, ...]:
+        """Name the blocks whose attention this term reads, 0-based."""
+        return ()
 
     @classmethod
     def teacher(cls, config: Any, shape: RunShape) -> TeacherSpec | None:
@@ -195,10 +271,23 @@ class LossTerm(nn.Module, Technique, ABC):
         del config, shape
         return None
 
-    def pair(self, num: int, rng: np.random.Generator) -> np.ndarray | None:
-        """Choose for each of `num` samples of the global batch another one, or None."""
-        del num, rng
+    def pair(self, context: PairContext, rng: np.random.Generator) -> np.ndarray | None:
+        """Choose for each sample of the global batch another one, int64 [G], or None."""
+        del context, rng
         return None
+
+    def correct(self, velocity: Tensor, mean_clean: Tensor, weight: float) -> Tensor:
+        """Undo at sampling what the term, trained with `weight`, does to the velocity [B, C, H, W].
+
+        `mean_clean` [C, H, W] is the mean latent of the training data.
+        """
+        del mean_clean, weight
+        return velocity
+
+    @property
+    def corrects(self) -> bool:
+        """Tell whether `correct` changes anything."""
+        return False
 
     @abstractmethod
     def forward(self, view: StepView) -> Tensor:
@@ -208,16 +297,26 @@ class LossTerm(nn.Module, Technique, ABC):
 class TokenRouter(nn.Module, Technique, ABC):
     """Let only some tokens through blocks `start`..`end`, inclusive."""
 
-    start: int
-    end: int
+    def __init__(self, config: Any, shape: RunShape) -> None:
+        super().__init__()
+        self.config = config
+        self.start, self.end = type(self).span(config, shape)
+
+    @classmethod
+    @abstractmethod
+    def span(cls, config: Any, shape: RunShape) -> tuple[int, int]:
+        """Give the first and the last routed block, 0-based."""
 
     @abstractmethod
-    def select(self, num: int, num_tokens: int, rng: np.random.Generator) -> Tensor:
-        """Choose kept tokens for `num` samples: sorted int64 [num, K]."""
+    def draw(self, num: int, grid: tuple[int, int], rng: np.random.Generator) -> Route:
+        """Choose kept tokens for `num` samples."""
 
     @abstractmethod
-    def merge(self, kept: Tensor, full: Tensor, index: Tensor) -> Tensor:
-        """Put kept tokens [B, K, D] back among all [B, N, D]."""
+    def merge(self, kept: Tensor, full: Tensor, route: Route | None) -> Tensor:
+        """Put kept tokens [B, K, D] back among those before block `start`, `full` [B, N, D].
+
+        Without a route, as when sampling, all tokens went through: `kept` is [B, N, D].
+        """
 
 
 class OptimizerFactory(Technique, ABC):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from prx.cache import CacheKey
 from prx.config import RunConfig
 from prx.data import Dataset
 from prx.errors import DataError
+from prx.interfaces import TeacherSpec
 
 Report = Callable[[str, int, int], None]
 BATCH = 128
@@ -62,7 +64,7 @@ def plan(config: RunConfig, root: Path) -> Caches:
     for name, part in config.losses.items():
         spec = registry.resolve("loss", part.use).teacher(part, shape)
         if spec is not None:
-            targets[name] = _teacher_job(config, train, spec.path, spec.grid)
+            targets[name] = _teacher_job(config, train, spec)
     return Caches(
         latents=_latent_job(config, train),
         texts={column: _text_job(config, train, column) for column in config.data.captions},
@@ -137,15 +139,23 @@ def _images(config: RunConfig, dataset: Dataset) -> Iterator[Tensor]:
         yield datasets.decode_images(where, batch[column], config.data.image_size)
 
 
-def _teacher_job(config: RunConfig, dataset: Dataset, path: str, grid: tuple[int, int]) -> Job:
-    def parts() -> Iterator[Mapping[str, Tensor]]:
-        teacher = teachers.Teacher(path, _device(config))
-        for images in _images(config, dataset):
-            yield {"tokens": _half(teacher.tokens(images.to(_device(config)), grid), f"teacher {path}")}
+def _teacher_job(config: RunConfig, dataset: Dataset, spec: TeacherSpec) -> Job:
+    path, grid, layers = spec.path, spec.grid, spec.attention
+    column = "attention" if layers else "tokens"
 
-    encoder = f"{teachers.identity(path)}:grid={grid[0]}x{grid[1]}:size={config.data.image_size}"
-    values = grid[0] * grid[1] * teachers.teacher_width(path)
-    return Job(CacheKey("teacher", encoder, dataset.fingerprint), f"teacher ({path})", dataset.num, values, parts)
+    def parts() -> Iterator[Mapping[str, Tensor]]:
+        teacher = teachers.Teacher(path, _device(config), attention=bool(layers))
+        for images in _images(config, dataset):
+            shown = images.to(_device(config))
+            found = teacher.attention(shown, grid, layers) if layers else teacher.tokens(shown, grid)
+            yield {column: _half(found, f"teacher {path}")}
+
+    of = f":attention={','.join(map(str, layers))}" if layers else ""
+    encoder = f"{teachers.identity(path)}:grid={grid[0]}x{grid[1]}:size={config.data.image_size}{of}"
+    num = grid[0] * grid[1]
+    values = len(layers) * teachers.teacher_heads(path) * num**2 if layers else num * teachers.teacher_width(path)
+    what = f"attention of {path}" if layers else f"teacher ({path})"
+    return Job(CacheKey("teacher", encoder, dataset.fingerprint), what, dataset.num, values, parts)
 
 
 def _text_job(config: RunConfig, dataset: Dataset, column: str, role: str = "captions") -> Job:
@@ -180,7 +190,15 @@ def _null_job(config: RunConfig) -> Job:
 
 def _encoded(encoder: text.TextEncoder, captions: list[str], length: int) -> dict[str, Tensor]:
     embeddings, mask = encoder.encode(captions, length)
-    return {"embeddings": _half(embeddings, "the text encoder"), "mask": mask.to(torch.uint8).cpu()}
+    return {
+        "embeddings": _half(embeddings, "the text encoder"), "mask": mask.to(torch.uint8).cpu(),
+        "caption": torch.tensor([_number(caption) for caption in captions]),
+    }  # fmt: skip
+
+
+def _number(caption: str) -> int:
+    """Give equal captions equal numbers, and different ones different numbers in practice: int64."""
+    return int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 def _short(part: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -10,9 +11,9 @@ import torch
 from torch import nn
 
 from prx import denoiser, loaders, registry, rng, teachers, text
-from prx.config import RunConfig
+from prx.config import PartConfig, RunConfig
 from prx.errors import Problem, UserError
-from prx.interfaces import ImageTokenizer, LossTerm, Objective, OptimizerFactory, RunShape
+from prx.interfaces import ImageTokenizer, LossTerm, Objective, OptimizerFactory, RunShape, TokenRouter
 from prx.train_step import MAIN_TERM, TrainStep
 
 PURE_STAGES = "1..3"
@@ -33,11 +34,33 @@ def device_of(config: RunConfig) -> torch.device:
 
 def shape_of(config: RunConfig) -> RunShape:
     """Work out the sizes of a run without weights or data."""
-    part = config.tokenizer
+    part, denoiser = config.tokenizer, config.denoiser
     channels, downsample = registry.resolve("tokenizer", part.use).geometry(part)
     latent = config.data.image_size // downsample
-    side = latent // config.denoiser.patch_size
-    return RunShape(channels, latent, config.denoiser.depth, (side, side))
+    side = latent // denoiser.patch_size
+    shape = RunShape(
+        channels, latent, denoiser.depth, (side, side), denoiser.width, denoiser.heads,
+        zero_stage=config.infrastructure.zero_stage, grad_clip=config.grad_clip, provides=_provided(config),
+    )  # fmt: skip
+    if config.routing is None:
+        return shape
+    return replace(shape, route=registry.resolve("routing", config.routing.use).span(config.routing, shape))
+
+
+def _slots(config: RunConfig) -> Iterator[tuple[str, str, PartConfig]]:
+    """List the parts: (config path, kind, settings)."""
+    yield "objective", "objective", config.objective
+    yield "tokenizer", "tokenizer", config.tokenizer
+    yield "optimizer", "optimizer", config.optimizer
+    if config.routing is not None:
+        yield "routing", "routing", config.routing
+    for name, part in config.losses.items():
+        yield f"losses.{name}", "loss", part
+
+
+def _provided(config: RunConfig) -> frozenset[str]:
+    classes = [registry.resolve(kind, part.use) for _, kind, part in _slots(config)]
+    return frozenset().union(*(found.PROVIDES for found in classes))
 
 
 def problems(config: RunConfig) -> list[Problem]:
@@ -97,21 +120,26 @@ def _models(config: RunConfig) -> Iterator[Problem]:
 
 
 def _parts(config: RunConfig, shape: RunShape) -> Iterator[Problem]:
-    slots: list[tuple[str, str, Any]] = [
-        ("objective", "objective", config.objective),
-        ("tokenizer", "tokenizer", config.tokenizer),
-        ("optimizer", "optimizer", config.optimizer),
-        *((f"losses.{name}", "loss", part) for name, part in config.losses.items()),
-    ]
-    for path, kind, part in slots:
+    for path, kind, part in _slots(config):
         technique = registry.resolve(kind, part.use)
         for key, message in technique.problems(part, shape):
             yield Problem(f"{path}.{key}", message)
         if kind == "loss":
             yield from _name_problems(path)
             yield from _loss_problems(config, path, technique.teacher(part, shape))
+    yield from _guidance(config, shape)
     if any(_pairs(part) for part in config.losses.values()) and config.batch_size < 2:
         yield Problem("batch_size", "must be at least 2 for a loss that pairs samples, got 1")
+
+
+def _guidance(config: RunConfig, shape: RunShape) -> Iterator[Problem]:
+    wanted = config.sampling.guidance
+    if wanted != "text" and f"guidance:{wanted}" not in shape.provides:
+        offered = sorted(name.partition(":")[2] for name in shape.provides if name.startswith("guidance:"))
+        yield Problem("sampling.guidance", f"must be text{''.join(f' or {name}' for name in offered)} with this "
+                      f"routing, got {wanted!r}")  # fmt: skip
+    if config.sampling.weights == "ema" and config.ema is None:
+        yield Problem("sampling.weights", "must be model where `ema` is not set, got 'ema'")
 
 
 def _name_problems(path: str) -> Iterator[Problem]:
@@ -171,8 +199,16 @@ def build(config: RunConfig) -> TrainStep:
         torch.manual_seed(rng.torch_seed(config.seed, "init/denoiser"))
         model = denoiser.build(config.denoiser, shape.channels, text.text_width(config.text.encoder))
         losses = {name: _loss(config, name, shape) for name in config.losses}
+        router = _router(config, shape)
     autocast = config.precision == "fp32_autocast_bf16"
-    return TrainStep(model, objective(config), losses, grid=shape.grid, autocast=autocast)
+    return TrainStep(model, objective(config), losses, router, grid=shape.grid, autocast=autocast)
+
+
+def _router(config: RunConfig, shape: RunShape) -> TokenRouter | None:
+    if config.routing is None:
+        return None
+    torch.manual_seed(rng.torch_seed(config.seed, "init/routing"))
+    return registry.resolve("routing", config.routing.use)(config.routing, shape)
 
 
 def _loss(config: RunConfig, name: str, shape: RunShape) -> LossTerm:
@@ -180,6 +216,4 @@ def _loss(config: RunConfig, name: str, shape: RunShape) -> LossTerm:
     technique = registry.resolve("loss", part.use)
     torch.manual_seed(rng.torch_seed(config.seed, f"init/losses/{name}"))
     spec = technique.teacher(part, shape)
-    if spec is None:
-        return technique(name, part)
-    return technique(name, part, config.denoiser.width, teachers.teacher_width(spec.path))
+    return technique(name, part, shape, 0 if spec is None else teachers.teacher_width(spec.path))

@@ -2,16 +2,51 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from prx.config import SamplingConfig
+from prx.train_step import TrainStep
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """(noised [B, C, H, W], t [B]) -> velocity [B, C, H, W]."""
 
 Predict = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(noised, t, text [B, L, E], mask [B, L]) -> velocity."""
+
+Stride = Callable[[float, float], float]
+"""(time now, time after) -> how far to move along the velocity."""
+
+
+class PromptBatch(NamedTuple):
+    """What sampling starts from.
+
+    Shapes: `rows` int64 [B], which prompts; `text`, `null_text` [B, L, E];
+    `mask`, `null_mask` [B, L]; `noise` [B, C, H, W] of unit scale.
+    """
+
+    rows: Tensor
+    text: Tensor
+    mask: Tensor
+    null_text: Tensor
+    null_mask: Tensor
+    noise: Tensor
+
+    def map(self, device: torch.device) -> PromptBatch:
+        """Move to a device."""
+        return PromptBatch(*(tensor.to(device) for tensor in self))
+
+
+def draw(module: TrainStep, prompts: PromptBatch, config: SamplingConfig) -> Tensor:
+    """Draw latents [B, C, H, W] for prompts, from their noise."""
+    p = prompts
+    velocity = guided(module.predict, p.text, p.mask, p.null_text, p.null_mask, config.guidance_scale)
+    flow = module.objective
+    return euler(velocity, p.noise * flow.noise_scale, flow.schedule(config.num_steps), flow.stride)
 
 
 def guided(
@@ -36,10 +71,10 @@ def guided(
     return velocity
 
 
-def euler(velocity: Velocity, noise: Tensor, times: Tensor) -> Tensor:
+def euler(velocity: Velocity, noise: Tensor, times: Tensor, stride: Stride = operator.sub) -> Tensor:
     """Integrate from noise to data along `times`, [num_steps + 1] falling from 1 to 0."""
     noised = noise
     for now, after in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
         t = torch.full((len(noise),), now, dtype=torch.float32, device=noise.device)
-        noised = noised - (now - after) * velocity(noised, t)
+        noised = noised - stride(now, after) * velocity(noised, t)
     return noised

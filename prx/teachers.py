@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,6 +29,11 @@ def teacher_width(path: str) -> int:
     return int(found["hidden_size"])
 
 
+def teacher_heads(path: str) -> int:
+    """Read the number of attention heads without loading weights."""
+    return int(loaders.read_config(path)["num_attention_heads"])
+
+
 def identity(path: str) -> str:
     """Name weights and preprocessing, for cache keys."""
     return f"teacher-v{VERSION}:{loaders.identity(path)}"
@@ -40,21 +46,34 @@ class Teacher:
     2025 (arXiv:2508.10104).
     """
 
-    def __init__(self, path: str, device: torch.device) -> None:
+    def __init__(self, path: str, device: torch.device, *, attention: bool = False) -> None:
         from transformers import AutoModel
 
         self.width = teacher_width(path)
-        self.model = loaders.load(AutoModel, path, dtype=torch.float32).to(device)
+        kind = "eager" if attention else "sdpa"  # fused attention does not show its maps
+        self.model = loaders.load(AutoModel, path, dtype=torch.float32, attn_implementation=kind).to(device)
         self.patch = int(self.model.config.patch_size)
         self.prefix = 1 + int(getattr(self.model.config, "num_register_tokens", 0))
         self.mean, self.std = _statistics(Path(loaders.resolve(path)))
 
+    def _pixels(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+        size = (grid[0] * self.patch, grid[1] * self.patch)
+        return pictures.for_teacher(images, size, self.mean, self.std)
+
+    @torch.no_grad()
+    def attention(self, images: Tensor, grid: tuple[int, int], layers: Sequence[int]) -> Tensor:
+        """Give attention among patches, rows summing to 1: [B, layers, heads, N, N] for uint8 images.
+
+        CLS and registers are left out of rows and columns, and the rest normalised again.
+        """
+        found = self.model(pixel_values=self._pixels(images, grid), output_attentions=True).attentions
+        maps = torch.stack([found[layer][:, :, self.prefix :, self.prefix :] for layer in layers], dim=1)
+        return maps / maps.sum(dim=-1, keepdim=True)
+
     @torch.no_grad()
     def tokens(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         """Encode uint8 images [B, 3, S, S] to tokens [B, N, E], one per cell of `grid`, row-major."""
-        size = (grid[0] * self.patch, grid[1] * self.patch)
-        pixels = pictures.for_teacher(images, size, self.mean, self.std)
-        tokens = self.model(pixel_values=pixels).last_hidden_state[:, self.prefix :]
+        tokens = self.model(pixel_values=self._pixels(images, grid)).last_hidden_state[:, self.prefix :]
         if tokens.shape[1] != grid[0] * grid[1]:
             raise UserError(f"teacher gives {tokens.shape[1]} tokens for a grid of {grid[0]}x{grid[1]}")
         return tokens

@@ -10,7 +10,7 @@ from torch import Tensor
 from prx import loaders
 from prx.errors import UserError
 
-VERSION = 1
+VERSION = 2
 
 
 def identity(path: str, max_tokens: int) -> str:

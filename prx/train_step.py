@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -11,7 +11,7 @@ from diffusers import PRXTransformer2DModel
 from torch import Tensor, nn
 
 from prx.denoiser import walk
-from prx.interfaces import LossTerm, Objective, StepView, TokenRouter
+from prx.interfaces import LossTerm, Objective, Route, StepView, TokenRouter
 
 MAIN_TERM = "objective"
 
@@ -21,7 +21,9 @@ class StepBatch:
     """What one micro-batch needs; every draw is already made.
 
     Shapes: `clean`, `noise` [B, C, H, W]; `t` [B]; `text` [B, L, text width]; `mask` [B, L];
-    `targets` [B, N, E] and `partners` [B, C, H, W] by term; `kept` [B, K].
+    `targets` [B, N, E], `attention` [B, layers, heads, N, N] and `partners` [B, C, H, W] by term; `kept`
+    [B, K] and `skipped` [B], the router's choice; `unconditional` [B]. `weights` names the terms that act
+    at this step; None means all of them, as configured.
     """
 
     clean: Tensor
@@ -31,7 +33,11 @@ class StepBatch:
     mask: Tensor
     targets: Mapping[str, Tensor] = field(default_factory=dict)
     partners: Mapping[str, Tensor] = field(default_factory=dict)
+    attention: Mapping[str, Tensor] = field(default_factory=dict)
     kept: Tensor | None = None
+    skipped: Tensor | None = None
+    unconditional: Tensor | None = None
+    weights: Mapping[str, float] | None = None
 
     def map(self, function: Any) -> StepBatch:
         """Apply a function to every tensor."""
@@ -45,8 +51,8 @@ class StepBatch:
 
 def _mapped(value: Any, function: Any) -> Any:
     if isinstance(value, Mapping):
-        return {name: function(tensor) for name, tensor in value.items()}
-    return None if value is None else function(value)
+        return {name: _mapped(item, function) for name, item in value.items()}
+    return function(value) if isinstance(value, Tensor) else value
 
 
 class TrainStep(nn.Module):
@@ -69,31 +75,56 @@ class TrainStep(nn.Module):
         self.router = router
         self.grid = grid
         self.autocast = autocast
-        self.tapped = frozenset(term.layer for term in losses.values() if term.layer is not None)
+        self.mean_clean: Tensor | None = None
+        """Mean latent [C, H, W], for terms that correct the velocity when sampling."""
 
     def _precision(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.autocast)
 
+    def _terms(self, weights: Mapping[str, float] | None) -> dict[str, tuple[float, LossTerm]]:
+        """List the terms that act, with their weights."""
+        found: dict[str, tuple[float, LossTerm]] = {}
+        for name, term in self.losses.items():
+            assert isinstance(term, LossTerm)
+            weight = term.config.weight if weights is None else weights.get(name, 0.0)
+            if weight:
+                found[name] = (weight, term)
+        return found
+
     def forward(self, batch: StepBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss, and each term unweighted and detached."""
-        sample = self.objective.sample(batch.clean, batch.noise, batch.t)
+        terms = self._terms(batch.weights)
         with self._precision(batch.clean.device):
-            output, taps = walk(
-                self.denoiser, sample.noised, batch.t, batch.text, batch.mask,
-                tapped=self.tapped, router=self.router, kept=batch.kept,
-            )  # fmt: skip
-            velocity = self.objective.to_velocity(output.float(), sample.noised, batch.t)
-            view = StepView(sample, velocity, taps, batch.targets, batch.partners, self.grid)
-            loss = self.objective.loss(velocity, sample)
-            terms = {MAIN_TERM: loss.detach()}
-            for name, term in self.losses.items():
-                value = term(view)
-                loss = loss + term.weight * value
-                terms[name] = value.detach()
-        return loss, terms
+            values = self.values(batch, [term for _, term in terms.values()])
+            loss = values[MAIN_TERM]
+            for name, (weight, _) in terms.items():
+                loss = loss + weight * values[name]
+        return loss, {name: value.detach() for name, value in values.items()}
 
-    def predict(self, noised: Tensor, t: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        """Predict the velocity [B, C, H, W] in float32, dense; what a sampler integrates."""
+    def values(self, batch: StepBatch, terms: Sequence[LossTerm]) -> dict[str, Tensor]:
+        """Compute the objective's loss and the terms', unweighted and differentiable, in one pass."""
+        sample = self.objective.sample(batch.clean, batch.noise, batch.t)
+        route = None if batch.kept is None else Route(batch.kept, batch.skipped)
+        output, taps = walk(
+            self.denoiser, sample.noised, batch.t, batch.text, batch.mask,
+            tapped={term.layer for term in terms if term.layer is not None},
+            attended={layer for term in terms for layer in term.attended}, router=self.router, route=route,
+        )  # fmt: skip
+        velocity = self.objective.to_velocity(output.float(), sample.noised, batch.t)
+        wanted = any(term.wants_estimate for term in terms)
+        view = StepView(
+            sample, velocity, taps, batch.targets, batch.partners, self.grid, batch.attention,
+            self.objective.to_clean(velocity, sample.noised, batch.t) if wanted else None, batch.unconditional,
+        )  # fmt: skip
+        return {MAIN_TERM: self.objective.loss(velocity, sample)} | {term.name: term(view) for term in terms}
+
+    def predict(self, noised: Tensor, t: Tensor, text: Tensor, mask: Tensor, route: Route | None = None) -> Tensor:
+        """Predict the velocity [B, C, H, W] in float32; what a sampler integrates. Dense without a route."""
         with self._precision(noised.device):
-            output, _ = walk(self.denoiser, noised, t, text, mask)
-        return self.objective.to_velocity(output.float(), noised, t)
+            output, _ = walk(self.denoiser, noised, t, text, mask, router=self.router, route=route)
+        velocity = self.objective.to_velocity(output.float(), noised, t)
+        for term in self.losses.values():
+            assert isinstance(term, LossTerm)
+            if term.corrects and self.mean_clean is not None:
+                velocity = term.correct(velocity, self.mean_clean, term.config.weight)
+        return velocity

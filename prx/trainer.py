@@ -17,7 +17,8 @@ from prx import recipe
 from prx.batches import Batches, Prompts
 from prx.config import RunConfig
 from prx.engine import Engine, mean, rank_and_world
-from prx.sampling import euler, guided
+from prx.errors import UserError
+from prx.sampling import draw
 
 _NAME = re.compile(r"step-(\d+)$")
 
@@ -64,18 +65,24 @@ class Trainer:
         """Keep a checkpoint of this step and drop older ones."""
         target = self.folder / "checkpoints" / f"step-{self.step:08d}"
         if not target.is_dir():
-            self.engine.save(target)
+            self.engine.save(target, {"stopped": self.batches.stopped})
         if rank_and_world()[0] == 0:
             for step, path in checkpoints(self.folder).items():
                 if step != self.step:
                     shutil.rmtree(path)
 
     def resume(self, step: int | None = None) -> int:
-        """Continue from a checkpoint, the newest one unless told; 0 when there is none."""
+        """Continue from a checkpoint, the newest one unless told; 0 when there is none.
+
+        Raises:
+            UserError: There is no checkpoint of that step.
+        """
         found = checkpoints(self.folder)
         step = max(found, default=0) if step is None else step
+        if step and step not in found:
+            raise UserError(f"{self.folder} has no checkpoint of step {step}; there are {sorted(found)}")
         if step:
-            self.engine.load(found[step])
+            self.batches.stopped = dict(self.engine.load(found[step])["stopped"])
         self.step = step
         return step
 
@@ -89,15 +96,9 @@ class Trainer:
         return torch.cat(parts)
 
     def _draw(self, start: int, stop: int) -> Tensor:
-        device, sampling = self.engine.device, self.config.sampling
-        text, mask, noise = (tensor.to(device) for tensor in self.prompts.chunk(start, stop))
-        null_text, null_mask = (tensor.to(device) for tensor in self.batches.null_rows(stop - start))
-        missing = text.shape[1] - null_text.shape[1]
-        null_text = torch.nn.functional.pad(null_text, (0, 0, 0, missing))
-        null_mask = torch.nn.functional.pad(null_mask, (0, missing))
-        module = self.engine.module
-        velocity = guided(module.predict, text, mask, null_text, null_mask, sampling.guidance_scale)
-        latents = euler(velocity, noise, module.objective.schedule(sampling.num_steps))
+        """Draw the images of prompts `start`..`stop`."""
+        prompts = self.prompts.chunk(start, stop)
+        latents = draw(self.engine.module, prompts.map(self.engine.device), self.config.sampling)
         return pictures.to_uint8(self.tokenizer.decode(latents)).cpu()
 
     def close(self) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from prx.config import PartConfig
-from prx.interfaces import LogUniform, LossTerm, StepView
+from prx.config import TermConfig
+from prx.interfaces import LogUniform, LossTerm, PairContext, StepView
 
 
 class Contrastive(LossTerm):
@@ -25,16 +25,14 @@ class Contrastive(LossTerm):
     SOURCE = "Stoica et al. 2025, arXiv:2506.05350"
     SEARCH = {"weight": LogUniform(0.01, 0.15)}
 
-    class Config(PartConfig):
+    class Config(TermConfig):
         """Settings of the contrastive term; λ of 1 or more has no lower bound."""
 
         weight: Annotated[float, Field(gt=0, lt=1)] = 0.05
 
-    def __init__(self, name: str, config: Config) -> None:
-        super().__init__(name, config)
-
-    def pair(self, num: int, rng: np.random.Generator) -> np.ndarray | None:
-        """Choose uniformly among the other samples: [num] int64, never the sample itself."""
+    def pair(self, context: PairContext, rng: np.random.Generator) -> np.ndarray | None:
+        """Choose uniformly among the other samples: [G] int64, never the sample itself."""
+        num = len(context.prompts)
         offset = rng.integers(1, num, size=num)
         return (np.arange(num) + offset) % num
 

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prx.config import PartConfig, PositiveFloat, PositiveInt
+from prx.config import PositiveFloat, PositiveInt, TermConfig
 from prx.interfaces import LogUniform, LossTerm, RunShape, StepView, TeacherSpec, gather
 
 
@@ -23,7 +23,7 @@ class Repa(LossTerm):
     SOURCE = "Yu et al. 2024, arXiv:2410.06940"
     SEARCH = {"weight": LogUniform(0.1, 2.0)}
 
-    class Config(PartConfig):
+    class Config(TermConfig):
         """Settings of one teacher; several teachers are several entries under `losses`."""
 
         teacher: str
@@ -31,12 +31,11 @@ class Repa(LossTerm):
         weight: PositiveFloat = 0.5
         hidden: PositiveInt | None = None
 
-    def __init__(self, name: str, config: Config, width: int, teacher_width: int) -> None:
-        super().__init__(name, config)
-        self.config = config
+    def __init__(self, name: str, config: Config, shape: RunShape, teacher_width: int) -> None:
+        super().__init__(name, config, shape, teacher_width)
         hidden = config.hidden or teacher_width
         self.projector = nn.Sequential(
-            nn.Linear(width, hidden), nn.SiLU(),
+            nn.Linear(shape.width, hidden), nn.SiLU(),
             nn.Linear(hidden, hidden), nn.SiLU(),
             nn.Linear(hidden, teacher_width),
         )  # fmt: skip

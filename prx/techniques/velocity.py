@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prx.config import PartConfig, PositiveFloat
-from prx.interfaces import Choice, FlowSample, LogUniform, Objective
+from prx.interfaces import Choice, LogUniform, Objective
 
 T_MIN = 1e-3
 UNIFORM_SHARE = 0.1
@@ -55,18 +55,9 @@ class Velocity(Objective):
             t = np.where(mix < UNIFORM_SHARE, uniform, logit_normal)
         return torch.from_numpy(np.clip(t, T_MIN, 1.0).astype(np.float32))
 
-    def sample(self, clean: Tensor, noise: Tensor, t: Tensor) -> FlowSample:
-        """Interpolate linearly between clean [B, C, H, W] and noise at t [B]."""
-        time = t.view(-1, 1, 1, 1)
-        return FlowSample(clean, noise, t, (1 - time) * clean + time * noise)
-
     def to_velocity(self, output: Tensor, noised: Tensor, t: Tensor) -> Tensor:
         """Return the output: the denoiser predicts velocity."""
         return output
-
-    def loss(self, velocity: Tensor, sample: FlowSample) -> Tensor:
-        """Mean squared error of the velocity."""
-        return (velocity - sample.velocity).square().mean()
 
     def schedule(self, num_steps: int) -> Tensor:
         """Space times evenly, then shift."""

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from prx import interfaces, registry
 from prx.config import PartConfig
-from prx.interfaces import Choice, FlowSample, LogUniform, RunShape, StepView, Tap, Uniform
+from prx.interfaces import Choice, FlowSample, LogUniform, PairContext, RunShape, StepView, Tap, Uniform
 from prx.registry import TECHNIQUES
 from prx.rng import stream
 
@@ -49,7 +49,7 @@ CASES: dict[tuple[str, str], Case] = {
     ("optimizer", "adamw"): Case(),
     ("loss", "repa"): Case(
         {"teacher": "dinov2", "layer": 1},
-        (32, 16),
+        (16,),
         {"taps": {1: Tap(tokens(3, 16, 32))}, "targets": {"term": tokens(3, 16, 16)}},
     ),
     ("loss", "contrastive"): Case(view={"taps": {}, "partners": {"term": tokens(3, 4, 4, 4)}}),
@@ -149,7 +149,7 @@ LOSSES = sorted(entry for entry in TECHNIQUES if entry[0] == "loss")
 
 def built(entry: tuple[str, str], **changes: Any) -> interfaces.LossTerm:
     torch.manual_seed(0)
-    return registry.resolve(*entry)("term", config_of(entry, **changes), *CASES[entry].arguments)
+    return registry.resolve(*entry)("term", config_of(entry, **changes), SHAPE, *CASES[entry].arguments)
 
 
 def view_of(entry: tuple[str, str]) -> StepView:
@@ -165,7 +165,7 @@ def test_loss_terms_are_unweighted_scalars(entry):
     assert value.shape == ()
     assert torch.isfinite(value)
     assert torch.equal(value, heavy(view_of(entry)))
-    assert (light.weight, heavy.weight) == (0.1, 0.9)
+    assert (light.config.weight, heavy.config.weight) == (0.1, 0.9)
     assert light.name == "term"
 
 
@@ -182,7 +182,8 @@ def test_loss_terms_ask_for_what_they_read(entry):
     term, case = built(entry), CASES[entry]
     assert (term.layer is not None) == bool(case.view.get("taps"))
     assert (term.layer in case.view.get("taps", {})) or term.layer is None
-    pairs = term.pair(5, stream(0, "pair"))
+    context = PairContext(np.arange(5), np.zeros(5, dtype=bool))
+    pairs = term.pair(context, stream(0, "pair"))
     assert (pairs is not None) == ("partners" in case.view)
     if pairs is not None:
         assert (pairs != np.arange(5)).all()

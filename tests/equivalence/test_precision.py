@@ -93,8 +93,8 @@ def test_autocast_computes_in_bfloat16_and_reads_out_in_float32(world, tmp_path)
 
 
 def sampling_inputs(trainer: Trainer) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    text, mask, noise = trainer.prompts.chunk(0, 2)
-    return noise, torch.full((2,), 0.5), text, mask
+    prompts = trainer.prompts.chunk(0, 2)
+    return prompts.noise, torch.full((2,), 0.5), prompts.text, prompts.mask
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp32_autocast_bf16", "bf16_master", "bf16_pure"])

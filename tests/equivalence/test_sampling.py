@@ -72,8 +72,7 @@ def test_pictures_do_not_depend_on_sharding(world, tmp_path, stage):
 
 def by_hand(trainer: Trainer, scale: float, num_steps: int) -> torch.Tensor:
     """Integrate the first prompts with a loop written out."""
-    text, mask, noised = trainer.prompts.chunk(0, 4)
-    null_text, null_mask = trainer.batches.null_rows(4)
+    _, text, mask, null_text, null_mask, noised = trainer.prompts.chunk(0, 4)
     times = torch.linspace(1, 0, num_steps + 1)
     with torch.no_grad():
         for now, after in pairwise(times):
@@ -101,7 +100,7 @@ def test_guidance_and_steps_reach_the_sampler(world, tmp_path, monkeypatch):
         calls.append(scale)
         return guided(predict, text, mask, null_text, null_mask, scale)
 
-    monkeypatch.setattr("prx.trainer.guided", watched)
+    monkeypatch.setattr("prx.sampling.guided", watched)
     with running(world, tmp_path, sampling={"num_steps": 2, "guidance_scale": 4.5}) as trainer:
         trainer.sample()
     assert calls == [4.5, 4.5]

@@ -9,17 +9,24 @@ from scipy.stats import chisquare
 
 from prx import recipe
 from prx.batches import Batches
-from prx.interfaces import FlowSample, StepView
+from prx.interfaces import FlowSample, PairContext, RunShape, StepView
 from prx.rng import normal, stream
 from prx.techniques.contrastive import Contrastive
 from prx.techniques.velocity import Velocity
 
 WEIGHT = 0.05
+SHAPE = RunShape(channels=4, latent_size=8, depth=2, grid=(8, 8))
 FLOW = Velocity(Velocity.Config(use="velocity"))
 
 
 def term(weight: float = WEIGHT) -> Contrastive:
-    return Contrastive("contrastive", Contrastive.Config(use="contrastive", weight=weight))
+    return Contrastive("contrastive", Contrastive.Config(use="contrastive", weight=weight), SHAPE)
+
+
+def pair(num: int, rng: np.random.Generator, weight: float = WEIGHT) -> np.ndarray:
+    found = term(weight).pair(PairContext(np.arange(num), np.zeros(num, dtype=bool)), rng)
+    assert found is not None
+    return found
 
 
 def gaussian(num: int, t: float = 0.5) -> FlowSample:
@@ -28,7 +35,7 @@ def gaussian(num: int, t: float = 0.5) -> FlowSample:
 
 
 def partners(sample: FlowSample) -> torch.Tensor:
-    index = term().pair(len(sample.t), stream(0, "pair"))
+    index = pair(len(sample.t), stream(0, "pair"))
     return sample.velocity[torch.from_numpy(index)]
 
 
@@ -78,7 +85,7 @@ def test_nobody_is_its_own_partner_and_all_others_are_equally_likely():
     num, rounds = 6, 4000
     counts = np.zeros((num, num), dtype=int)
     for step in range(rounds):
-        index = term().pair(num, stream(0, "losses/contrastive", step))
+        index = pair(num, stream(0, "losses/contrastive", step))
         assert index.shape == (num,)
         counts[np.arange(num), index] += 1
     assert np.diag(counts).sum() == 0
@@ -87,7 +94,7 @@ def test_nobody_is_its_own_partner_and_all_others_are_equally_likely():
 
 
 def test_two_samples_swap():
-    assert term().pair(2, stream(0, "pair")).tolist() == [1, 0]
+    assert pair(2, stream(0, "pair")).tolist() == [1, 0]
 
 
 def test_partners_are_other_samples_of_the_global_batch(world):
@@ -95,7 +102,7 @@ def test_partners_are_other_samples_of_the_global_batch(world):
     config = world.config(losses=losses)
     batch = Batches(config, world.cache, recipe.build(config)).batch(3)
     velocity = batch.noise - batch.clean
-    index = term().pair(config.batch_size, stream(config.seed, "losses/contrastive", 3))
+    index = pair(config.batch_size, stream(config.seed, "losses/contrastive", 3))
     assert torch.equal(batch.partners["contrastive"], velocity[torch.from_numpy(index)])
 
 

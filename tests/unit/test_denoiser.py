@@ -11,7 +11,7 @@ from torch import Tensor
 from prx import denoiser
 from prx.config import DenoiserConfig
 from prx.denoiser import walk
-from prx.interfaces import TokenRouter, gather
+from prx.interfaces import Route, RunShape, TokenRouter, gather
 from tests.helpers import random_denoiser
 
 SIDE, PATCH, TOKENS = 8, 2, 16
@@ -20,16 +20,23 @@ SIDE, PATCH, TOKENS = 8, 2, 16
 class Router(TokenRouter):
     """Keep a random half, or what the test says; put kept tokens back in place."""
 
-    def __init__(self, start: int, end: int) -> None:
-        super().__init__()
-        self.start, self.end = start, end
+    @classmethod
+    def span(cls, config: tuple[int, int], shape: RunShape) -> tuple[int, int]:
+        return config
 
-    def select(self, num: int, num_tokens: int, rng: np.random.Generator) -> Tensor:
-        rows = [np.sort(rng.permutation(num_tokens)[: num_tokens // 2]) for _ in range(num)]
-        return torch.from_numpy(np.stack(rows))
+    def draw(self, num: int, grid: tuple[int, int], rng: np.random.Generator) -> Route:
+        total = grid[0] * grid[1]
+        rows = [np.sort(rng.permutation(total)[: total // 2]) for _ in range(num)]
+        return Route(torch.from_numpy(np.stack(rows)))
 
-    def merge(self, kept: Tensor, full: Tensor, index: Tensor) -> Tensor:
-        return full.scatter(1, index.unsqueeze(-1).expand_as(kept), kept)
+    def merge(self, kept: Tensor, full: Tensor, route: Route | None) -> Tensor:
+        if route is None:
+            return kept
+        return full.scatter(1, route.kept.unsqueeze(-1).expand_as(kept), kept)
+
+
+def router(start: int, end: int) -> Router:
+    return Router((start, end), RunShape(channels=3, latent_size=SIDE, depth=4, grid=(4, 4)))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +52,7 @@ def inputs():
 
 
 def half(inputs) -> Tensor:
-    return Router(1, 2).select(len(inputs[0]), TOKENS, np.random.default_rng(0))
+    return router(1, 2).draw(len(inputs[0]), (4, 4), np.random.default_rng(0)).kept
 
 
 def test_walk_is_the_models_own_forward(model, inputs):
@@ -124,20 +131,20 @@ def test_samples_of_a_batch_do_not_mix(model, inputs):
 
 def test_router_that_keeps_all_is_dense(model, inputs):
     everything = torch.arange(TOKENS).repeat(2, 1)
-    output, taps = walk(model, *inputs, tapped={2}, router=Router(1, 2), kept=everything)
+    output, taps = walk(model, *inputs, tapped={2}, router=router(1, 2), route=Route(everything))
     dense, plain = walk(model, *inputs, tapped={2})
     assert torch.equal(output, dense)
     assert torch.equal(taps[2].features, plain[2].features)
 
 
 def test_router_without_a_choice_runs_dense(model, inputs):
-    assert torch.equal(walk(model, *inputs, router=Router(1, 2))[0], walk(model, *inputs)[0])
+    assert torch.equal(walk(model, *inputs, router=router(1, 2))[0], walk(model, *inputs)[0])
 
 
 def test_dropped_tokens_bypass_the_route(model, inputs):
     index = half(inputs)
     before = walk(model, *inputs, tapped={0})[1][0].features
-    _, taps = walk(model, *inputs, tapped={0, 1, 2}, router=Router(1, 2), kept=index)
+    _, taps = walk(model, *inputs, tapped={0, 1, 2}, router=router(1, 2), route=Route(index))
     assert torch.equal(taps[0].features, before)
     assert taps[0].index is None
     assert torch.equal(taps[1].index, index)
@@ -146,8 +153,8 @@ def test_dropped_tokens_bypass_the_route(model, inputs):
     short = random_denoiser()
     short.blocks = short.blocks[:1]
     skipped = walk(short, *inputs)[0]
-    whole_route = Router(1, 3)
-    routed = walk(model, *inputs, router=whole_route, kept=index)[0]
+    whole_route = router(1, 3)
+    routed = walk(model, *inputs, router=whole_route, route=Route(index))[0]
     dropped = torch.ones(2, TOKENS, dtype=torch.bool).scatter(1, index, False)
     assert torch.equal(img2seq(routed, PATCH)[dropped], img2seq(skipped, PATCH)[dropped])
     assert (
@@ -164,5 +171,5 @@ def test_route_runs_blocks_on_the_kept_tokens_at_their_own_positions(model, inpu
     time = model._compute_timestep_embedding(t, dtype=torch.float32)
     for block in model.blocks[1:3]:
         tokens = block(tokens, model.txt_in(text), time, position, mask)
-    _, taps = walk(model, *inputs, tapped={2}, router=Router(1, 2), kept=index)
+    _, taps = walk(model, *inputs, tapped={2}, router=router(1, 2), route=Route(index))
     torch.testing.assert_close(taps[2].features, tokens, rtol=1e-5, atol=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,19 +11,20 @@ import torch
 from prx import recipe
 from prx.batches import Batches
 from prx.denoiser import walk
-from prx.interfaces import FlowSample, StepView, Tap
+from prx.interfaces import FlowSample, RunShape, StepView, Tap
 from prx.techniques.repa import Repa
 from prx.techniques.velocity import Velocity
 from prx.train_step import StepBatch, TrainStep
 from tests.helpers import random_denoiser, randomise
 
 WIDTH, TEACHER, TOKENS = 32, 24, 16
+SHAPE = RunShape(channels=3, latent_size=8, depth=4, grid=(4, 4), width=WIDTH)
 
 
 def term(teacher_width: int = TEACHER, **settings) -> Repa:
     torch.manual_seed(0)
     config = Repa.Config(use="repa", teacher="none", **({"layer": 1} | settings))
-    return Repa("repa", config, WIDTH, teacher_width)
+    return Repa("repa", config, SHAPE, teacher_width)
 
 
 def view(features: torch.Tensor, target: torch.Tensor, index: torch.Tensor | None = None) -> StepView:
@@ -132,12 +134,18 @@ def test_weight_is_applied_once_and_outside_the_term():
     module, batch = step_and_batch()
     loss, terms = module(batch)
     torch.testing.assert_close(loss.detach(), terms["objective"] + 0.5 * terms["repa"])
-    module.losses["repa"].weight = 2.0
-    heavier, unweighted = module(batch)
+    heavier, unweighted = module(replace(batch, weights={"repa": 2.0}))
     assert torch.equal(unweighted["repa"], terms["repa"])
     torch.testing.assert_close(heavier.detach(), terms["objective"] + 2 * terms["repa"])
     assert -1 <= float(terms["repa"]) <= 1
     assert not terms["repa"].requires_grad
+
+
+def test_term_without_a_weight_at_this_step_is_absent():
+    module, batch = step_and_batch()
+    alone, terms = module(replace(batch, weights={}, targets={}))
+    assert terms.keys() == {"objective"}
+    assert torch.equal(alone.detach(), terms["objective"])
 
 
 @pytest.mark.parametrize("extra", ["repa", "two teachers", "contrastive"])

@@ -110,7 +110,7 @@ def test_merge_takes_a_term_out_whatever_the_base_has(base):
         ("precision: fp8",
          "precision: must be 'fp32', 'fp32_autocast_bf16', 'bf16_master' or 'bf16_pure', got"),
         ("data:\n  captions: {}", "run.yaml:2: data.captions: "),
-        ("denoiser: {dept: 3}", "denoiser.dept: unknown key; must be one of depth, heads, mlp_ratio, "),
+        ("denoiser: {dept: 3}", "denoiser.dept: unknown key; must be one of bottleneck, depth, heads, mlp_ratio, "),
         ("tokenizer: {use: autoencodr}", "(did you mean 'autoencoder'?)"),
         ("tokenizer: {use: autoencoder}", "run.yaml:1: tokenizer.path: is required"),
         ("objective: {lr: 1}", "run.yaml:1: objective: must be a mapping with `use`, one of velocity"),
