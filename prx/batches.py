@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prx import cache, prepare, recipe
 from prx.cache import Encoded
-from prx.config import RunConfig, TermConfig
+from prx.config import RouterConfig, RunConfig, TermConfig
 from prx.interfaces import ImageTokenizer, LossTerm, PairContext, Route
 from prx.rng import normal, stream
 from prx.sampling import PromptBatch
@@ -123,8 +123,10 @@ class Batches:
     def _route(self, step: int) -> Route | None:
         if self.module.router is None:
             return None
-        rng = stream(self.config.seed, "routing", step)
-        return self.module.router.draw(self.config.batch_size, self.module.grid, rng)
+        assert isinstance(self.config.routing, RouterConfig)
+        router, rng = self.module.router, stream(self.config.seed, "routing", step)
+        choose = router.draw if self.config.routing.drops_at(step) else router.draw_dense
+        return choose(self.config.batch_size, self.module.grid, rng)
 
     def _captions(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Draw for the global batch which caption is read, [G], and whether it is dropped, bool [G]."""

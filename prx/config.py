@@ -79,6 +79,45 @@ class TermConfig(PartConfig):
         return self.weight * factor[self.schedule]
 
 
+class RouterConfig(PartConfig):
+    """What every router has: the blocks it shortens, inclusive and 0-based, and how many tokens it drops.
+
+    From step `dense_from` on every token runs, as in SPRINT's second stage (arXiv:2510.21986).
+    """
+
+    start: Annotated[int, Field(ge=0)] | None = None
+    end: Annotated[int, Field(ge=0)] | None = None
+    drop_rate: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    dense_from: PositiveInt | Literal["never"] = "never"
+
+    def span(self, depth: int) -> tuple[int, int]:
+        """Give the first and the last routed block; unless told, two blocks before and three after run dense.
+
+        So do TREAD's and PRX's (2..8 of 12, 2..12 of 16); below depth 12 a quarter on each side.
+        """
+        start = min(2, max(1, depth // 4)) if self.start is None else self.start
+        return start, depth - 1 - min(3, depth // 4) if self.end is None else self.end
+
+    def num_kept(self, num_tokens: int) -> int:
+        """Give K: all but the rounded share, at least one and at most all but one."""
+        return min(max(1, num_tokens - round(self.drop_rate * num_tokens)), num_tokens - 1)
+
+    def drops_at(self, step: int) -> bool:
+        """Tell whether the step that follows `step` updates drops tokens."""
+        return self.dense_from == "never" or step < self.dense_from
+
+    def misfits(self, depth: int, num_tokens: int) -> list[tuple[str, str]]:
+        """Find what does not fit a denoiser of `depth` blocks on `num_tokens` tokens: (key, message)."""
+        (start, end), found = self.span(depth), []
+        if end >= depth:
+            found.append(("end", f"must be in 0..{depth - 1} (denoiser.depth is {depth}), got {end}"))
+        if start > end:
+            found.append(("start", f"must be at most end ({end}; denoiser.depth is {depth}), got {start}"))
+        if num_tokens < 2:
+            found.append(("drop_rate", f"needs at least 2 image tokens to drop one of, got {num_tokens}"))
+        return found
+
+
 def _part(kind: str) -> BeforeValidator:
     def validate(value: Any) -> Any:
         if isinstance(value, PartConfig):

@@ -311,6 +311,11 @@ class TokenRouter(nn.Module, Technique, ABC):
     def draw(self, num: int, grid: tuple[int, int], rng: np.random.Generator) -> Route:
         """Choose kept tokens for `num` samples."""
 
+    def draw_dense(self, num: int, grid: tuple[int, int], rng: np.random.Generator) -> Route | None:
+        """Choose what is left to chance once no token is dropped any more."""
+        del num, grid, rng
+        return None
+
     @abstractmethod
     def merge(self, kept: Tensor, full: Tensor, route: Route | None) -> Tensor:
         """Put kept tokens [B, K, D] back among those before block `start`, `full` [B, N, D].

@@ -15,6 +15,8 @@ TECHNIQUES: dict[tuple[str, str], str] = {
     ("optimizer", "adamw"): "prx.techniques.adamw:AdamW",
     ("loss", "repa"): "prx.techniques.repa:Repa",
     ("loss", "contrastive"): "prx.techniques.contrastive:Contrastive",
+    ("routing", "tread"): "prx.techniques.tread:Tread",
+    ("routing", "sprint"): "prx.techniques.sprint:Sprint",
 }
 
 KINDS = ("objective", "tokenizer", "optimizer", "loss", "routing")

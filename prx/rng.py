@@ -28,6 +28,12 @@ def normal(rng: np.random.Generator, *shape: int) -> Tensor:
     return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
 
 
+def subsets(rng: np.random.Generator, num: int, total: int, size: int) -> Tensor:
+    """Draw `num` uniform subsets of `size` out of 0..`total` - 1, each sorted: int64 [num, size]."""
+    chosen = np.argpartition(rng.random((num, total)), size - 1, axis=1)[:, :size]
+    return torch.from_numpy(np.sort(chosen, axis=1))
+
+
 def torch_seed(seed: int, component: str) -> int:
     """Derive a seed for code that only takes torch's global generator, such as module construction."""
     return int(stream(seed, component).integers(0, 2**63 - 1))

@@ -53,6 +53,8 @@ CASES: dict[tuple[str, str], Case] = {
         {"taps": {1: Tap(tokens(3, 16, 32))}, "targets": {"term": tokens(3, 16, 16)}},
     ),
     ("loss", "contrastive"): Case(view={"taps": {}, "partners": {"term": tokens(3, 4, 4, 4)}}),
+    ("routing", "tread"): Case(),
+    ("routing", "sprint"): Case(),
 }
 
 
@@ -140,8 +142,8 @@ def test_no_technique_knows_another(entry):
 def test_unknown_names_list_the_choices():
     with pytest.raises(ValueError, match=r"^must be one of contrastive, repa; got 'rep' \(did you mean 'repa'\?\)$"):
         registry.resolve("loss", "rep")
-    with pytest.raises(ValueError, match="got 'tread'"):
-        registry.resolve("routing", "tread")
+    with pytest.raises(ValueError, match="got 'adamw'"):
+        registry.resolve("routing", "adamw")
 
 
 LOSSES = sorted(entry for entry in TECHNIQUES if entry[0] == "loss")
