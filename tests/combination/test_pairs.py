@@ -18,6 +18,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "repa dinov2": {"losses": {"repa": {"teacher": "dinov2", "layer": 0}}},
     "repa dinov3": {"losses": {"repa_v3": {"teacher": "dinov3", "layer": 1}}},
     "contrastive": {"losses": {"contrastive": {"use": "contrastive"}}},
+    "tread": {"routing": {"use": "tread"}},
+    "sprint": {"routing": {"use": "sprint", "path_drop": 0.3}},
     "flux2": {"tokenizer": {"use": "autoencoder", "path": "flux2"}},
     "kl mode": {"tokenizer": {"use": "autoencoder", "path": "kl", "sample": False}},
     "shifted t": {"objective": {"use": "velocity", "shift": 3.0}},
@@ -105,6 +107,8 @@ def test_everything_at_once(world, tmp_path):
 
 GRADIENTS = [
     *((name,) for name in ("repa dinov2", "contrastive", "flux2", "kl mode")),
+    ("tread", "repa dinov3"),
+    ("sprint", "repa dinov3"),
     ("repa dinov2", "repa dinov3", "contrastive"),
     ("repa dinov2", "repa dinov3", "contrastive", "bf16_master"),
 ]
