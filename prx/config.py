@@ -118,6 +118,24 @@ class RouterConfig(PartConfig):
         return found
 
 
+class AlignmentConfig(TermConfig):
+    """What comparing with a teacher adds to a term: it may end by itself, if `stop_step` does not end it before."""
+
+    teacher: str
+    stop_when: ConflictStop | None = None
+
+    def stop_problems(self, deepest: int, zero_stage: int) -> list[tuple[str, str]]:
+        """Refuse a `stop_when` that could not measure; `deepest` is the last block with a gradient of the term."""
+        found = []
+        if self.stop_when is not None and zero_stage == 3:
+            found.append(("stop_when", "must be null with infrastructure.zero_stage 3, which leaves no worker a "
+                          "whole gradient; stages 0..2 do"))  # fmt: skip
+        if self.stop_when is not None and self.stop_when.block > deepest:
+            found.append(("stop_when.block", f"must be in 0..{deepest}, where the term has a gradient, got "
+                          f"{self.stop_when.block}"))  # fmt: skip
+        return found
+
+
 def _part(kind: str) -> BeforeValidator:
     def validate(value: Any) -> Any:
         if isinstance(value, PartConfig):

@@ -14,6 +14,8 @@ TECHNIQUES: dict[tuple[str, str], str] = {
     ("tokenizer", "autoencoder"): "prx.techniques.autoencoder:Autoencoder",
     ("optimizer", "adamw"): "prx.techniques.adamw:AdamW",
     ("loss", "repa"): "prx.techniques.repa:Repa",
+    ("loss", "irepa"): "prx.techniques.irepa:IRepa",
+    ("loss", "attention_alignment"): "prx.techniques.attention_alignment:AttentionAlignment",
     ("loss", "contrastive"): "prx.techniques.contrastive:Contrastive",
     ("routing", "tread"): "prx.techniques.tread:Tread",
     ("routing", "sprint"): "prx.techniques.sprint:Sprint",

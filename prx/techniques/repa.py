@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from prx.config import PositiveFloat, PositiveInt, TermConfig
+from prx.config import AlignmentConfig, PositiveFloat, PositiveInt
 from prx.interfaces import LogUniform, LossTerm, RunShape, StepView, TeacherSpec, gather
+from prx.layers import projector
 
 
 class Repa(LossTerm):
@@ -22,23 +23,18 @@ class Repa(LossTerm):
 
     SOURCE = "Yu et al. 2024, arXiv:2410.06940"
     SEARCH = {"weight": LogUniform(0.1, 2.0)}
+    CONFLICTS = ("stop_when with ZeRO 3",)
 
-    class Config(TermConfig):
+    class Config(AlignmentConfig):
         """Settings of one teacher; several teachers are several entries under `losses`."""
 
-        teacher: str
         layer: Annotated[int, Field(ge=0)] = 7
         weight: PositiveFloat = 0.5
         hidden: PositiveInt | None = None
 
     def __init__(self, name: str, config: Config, shape: RunShape, teacher_width: int) -> None:
         super().__init__(name, config, shape, teacher_width)
-        hidden = config.hidden or teacher_width
-        self.projector = nn.Sequential(
-            nn.Linear(shape.width, hidden), nn.SiLU(),
-            nn.Linear(hidden, hidden), nn.SiLU(),
-            nn.Linear(hidden, teacher_width),
-        )  # fmt: skip
+        self.projector = projector(shape.width, config.hidden or teacher_width, teacher_width)
 
     @property
     def layer(self) -> int:
@@ -47,10 +43,12 @@ class Repa(LossTerm):
 
     @classmethod
     def problems(cls, config: Any, shape: RunShape) -> list[tuple[str, str]]:
-        """Refuse a layer that the denoiser does not have."""
+        """Refuse a layer that the denoiser does not have, and a stop that cannot be measured."""
+        found = config.stop_problems(config.layer, shape.zero_stage)
         if config.layer >= shape.depth:
-            return [("layer", f"must be in 0..{shape.depth - 1} (denoiser.depth is {shape.depth}), got {config.layer}")]
-        return []
+            rule = f"must be in 0..{shape.depth - 1} (denoiser.depth is {shape.depth}), got {config.layer}"
+            return [("layer", rule), *found]
+        return found
 
     @classmethod
     def teacher(cls, config: Any, shape: RunShape) -> TeacherSpec:

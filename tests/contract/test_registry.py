@@ -52,6 +52,19 @@ CASES: dict[tuple[str, str], Case] = {
         (16,),
         {"taps": {1: Tap(tokens(3, 16, 32))}, "targets": {"term": tokens(3, 16, 16)}},
     ),
+    ("loss", "irepa"): Case(
+        {"teacher": "dinov2", "layer": 1},
+        (16,),
+        {"taps": {1: Tap(tokens(3, 16, 32))}, "targets": {"term": tokens(3, 16, 16)}},
+    ),
+    ("loss", "attention_alignment"): Case(
+        {"teacher": "dinov2", "student_layers": [1], "teacher_layers": [0]},
+        (16,),
+        {
+            "taps": {1: Tap(tokens(3, 16, 32), None, tokens(3, 2, 16, 16))},
+            "attention": {"term": tokens(3, 1, 2, 16, 16).softmax(-1)},
+        },
+    ),
     ("loss", "contrastive"): Case(view={"taps": {}, "partners": {"term": tokens(3, 4, 4, 4)}}),
     ("routing", "tread"): Case(),
     ("routing", "sprint"): Case(),
@@ -140,7 +153,7 @@ def test_no_technique_knows_another(entry):
 
 
 def test_unknown_names_list_the_choices():
-    with pytest.raises(ValueError, match=r"^must be one of contrastive, repa; got 'rep' \(did you mean 'repa'\?\)$"):
+    with pytest.raises(ValueError, match=r"^must be one of (\w+, )+repa; got 'rep' \(did you mean 'repa'\?\)$"):
         registry.resolve("loss", "rep")
     with pytest.raises(ValueError, match="got 'adamw'"):
         registry.resolve("routing", "adamw")
@@ -182,8 +195,8 @@ def test_loss_terms_refuse_a_weight_of_zero(entry):
 def test_loss_terms_ask_for_what_they_read(entry):
     """A term that taps a layer finds the tap; one that pairs names another sample for each."""
     term, case = built(entry), CASES[entry]
-    assert (term.layer is not None) == bool(case.view.get("taps"))
-    assert (term.layer in case.view.get("taps", {})) or term.layer is None
+    read = {term.layer, *term.attended} - {None}
+    assert read == set(case.view.get("taps", {}))
     context = PairContext(np.arange(5), np.zeros(5, dtype=bool))
     pairs = term.pair(context, stream(0, "pair"))
     assert (pairs is not None) == ("partners" in case.view)
@@ -191,4 +204,5 @@ def test_loss_terms_ask_for_what_they_read(entry):
         assert (pairs != np.arange(5)).all()
         assert ((pairs >= 0) & (pairs < 5)).all()
     spec = type(term).teacher(config_of(entry), SHAPE)
-    assert (spec is not None) == ("targets" in case.view)
+    assert (spec is not None) == bool({"targets", "attention"} & set(case.view))
+    assert (spec is not None and bool(spec.attention)) == ("attention" in case.view)
