@@ -11,8 +11,11 @@ from typing import Any
 
 TECHNIQUES: dict[tuple[str, str], str] = {
     ("objective", "velocity"): "prx.techniques.velocity:Velocity",
+    ("objective", "x_prediction"): "prx.techniques.x_prediction:XPrediction",
     ("tokenizer", "autoencoder"): "prx.techniques.autoencoder:Autoencoder",
+    ("tokenizer", "pixels"): "prx.techniques.pixels:Pixels",
     ("optimizer", "adamw"): "prx.techniques.adamw:AdamW",
+    ("optimizer", "muon"): "prx.techniques.muon:Muon",
     ("loss", "repa"): "prx.techniques.repa:Repa",
     ("loss", "irepa"): "prx.techniques.irepa:IRepa",
     ("loss", "attention_alignment"): "prx.techniques.attention_alignment:AttentionAlignment",

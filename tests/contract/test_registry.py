@@ -45,8 +45,11 @@ def tokens(*shape: int) -> torch.Tensor:
 
 CASES: dict[tuple[str, str], Case] = {
     ("objective", "velocity"): Case(),
+    ("objective", "x_prediction"): Case(),
     ("tokenizer", "autoencoder"): Case({"path": "kl"}),
+    ("tokenizer", "pixels"): Case(),
     ("optimizer", "adamw"): Case(),
+    ("optimizer", "muon"): Case(),
     ("loss", "repa"): Case(
         {"teacher": "dinov2", "layer": 1},
         (16,),

@@ -24,6 +24,7 @@ TECHNIQUES_MAY = {
     "prx.images",
     "prx.rng",
     "prx.layers",
+    "prx.timesteps",
 }
 PACKAGES = ("prx", "evaluation", "cluster", "sweeps")
 FILES = [path for package in (*PACKAGES, "tests") for path in sorted((ROOT / package).rglob("*.py"))]

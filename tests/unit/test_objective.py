@@ -12,7 +12,8 @@ from scipy.stats import norm
 from prx.interfaces import FlowSample
 from prx.rng import normal, stream
 from prx.sampling import euler, guided
-from prx.techniques.velocity import T_MIN, Velocity, shift_time
+from prx.techniques.velocity import Velocity
+from prx.timesteps import T_MIN, shift_time
 
 NUM = 400_000
 
