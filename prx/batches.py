@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from prx import cache, prepare, recipe
-from prx.cache import Encoded
+from prx.cache import Rows
 from prx.config import RouterConfig, RunConfig, TermConfig
 from prx.interfaces import ImageTokenizer, LossTerm, PairContext, Route
+from prx.order import Order
 from prx.rng import normal, stream
 from prx.sampling import PromptBatch
 from prx.train_step import StepBatch, TrainStep
@@ -24,9 +25,9 @@ class Batches:
     def __init__(self, config: RunConfig, root: Path, step: TrainStep, rank: int = 0) -> None:
         caches = prepare.plan(config, root)
         self.config, self.module = config, step
-        self.latents = cache.read(root, caches.latents.key)
-        self.texts = {column: cache.read(root, job.key) for column, job in sorted(caches.texts.items())}
-        self.targets = {name: cache.read(root, job.key) for name, job in caches.targets.items()}
+        self.latents = prepare.read(root, caches.latents)
+        self.texts = {column: prepare.read(root, jobs) for column, jobs in sorted(caches.texts.items())}
+        self.targets = {name: prepare.read(root, jobs) for name, jobs in caches.targets.items()}
         self.stopped: dict[str, int] = {}
         """Terms that ended during the run, and the step from which on they are absent."""
         self.null = cache.read(root, caches.null.key)
@@ -34,35 +35,38 @@ class Batches:
         share = config.batch_size // config.infrastructure.workers
         self.rows = np.arange(rank * share, (rank + 1) * share)
         self.length = max(text.take("mask", np.array([0])).shape[1] for text in (*self.texts.values(), self.null))
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+        sizes = [job.num for job in caches.latents]
+        self._order = Order(config.data, sizes, seed=config.seed, batch_size=config.batch_size)
 
     def order(self, step: int) -> np.ndarray:
         """Give the data rows of a step, [G]: every epoch a new permutation, cut into batches."""
-        positions = step * self.config.batch_size + np.arange(self.config.batch_size)
-        epochs, rows = np.divmod(positions, self.latents.num)
-        return np.concatenate([self._permutation(int(e))[rows[epochs == e]] for e in np.unique(epochs)])
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        if self._order[0] != epoch:
-            order = stream(self.config.seed, "order", epoch).permutation(self.latents.num)
-            self._order = (epoch, order)
-        return self._order[1]
+        return self._order.rows(step)
 
     def batch(self, step: int) -> StepBatch:
         """Assemble this worker's rows of the batch that takes the run from `step` to `step` + 1."""
+        return self._assemble(step, self.weights(step))
+
+    def probe(self, number: int, name: str, t: float, step: int) -> StepBatch:
+        """Assemble batch `number` once more for one term alone: all samples at time `t`, routed as at `step`."""
+        return self._assemble(number, {name: 1.0}, torch.full((self.config.batch_size,), t), step)
+
+    def _assemble(
+        self, step: int, weights: Mapping[str, float], t: Tensor | None = None, now: int | None = None
+    ) -> StepBatch:
+        """Draw what belongs to a step; `t` and `now` stand in for its times and for how far the run is."""
         seed, total = self.config.seed, self.config.batch_size
         order = self.order(step)
-        weights = self.weights(step)
         choice, dropped = self._captions(step)
         pairs = self._pairs(step, order, choice, dropped, weights)
         noise = normal(stream(seed, "noise", step), total, *self.latent_shape())
         wanted = np.arange(total) if pairs else self.rows
         clean = torch.empty(total, *self.latent_shape())
         clean[wanted] = self._clean(step, order, wanted)
-        t = self.module.objective.timesteps(total, stream(seed, "timestep", step))
+        if t is None:
+            t = self.module.objective.timesteps(total, stream(seed, "timestep", step))
         text, mask = self._text(order, choice, dropped)
         rows = torch.from_numpy(self.rows)
-        route = self._route(step)
+        route = self._route(step, step if now is None else now)
         objective = self.module.objective
         velocity = objective.target(objective.sample(clean, noise, t)) if pairs else clean
         return StepBatch(
@@ -120,12 +124,12 @@ class Batches:
             found[chosen] = data.take("caption", order[chosen]).numpy()
         return found
 
-    def _route(self, step: int) -> Route | None:
+    def _route(self, step: int, now: int) -> Route | None:
         if self.module.router is None:
             return None
         assert isinstance(self.config.routing, RouterConfig)
         router, rng = self.module.router, stream(self.config.seed, "routing", step)
-        choose = router.draw if self.config.routing.drops_at(step) else router.draw_dense
+        choose = router.draw if self.config.routing.drops_at(now) else router.draw_dense
         return choose(self.config.batch_size, self.module.grid, rng)
 
     def _captions(self, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -153,7 +157,7 @@ class Batches:
         return text.repeat(num, 1, 1), mask.repeat(num, 1)
 
 
-def read_text(data: Encoded, index: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
+def read_text(data: Rows, index: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
     """Read embeddings [B, L, E] and mask [B, L], padded on the right to `length` tokens."""
     text, mask = data.take("embeddings", index), data.take("mask", index).bool()
     missing = max(0, length - mask.shape[1])

@@ -6,8 +6,9 @@ import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,10 @@ class Encoded:
         """Tell whether there is such a column."""
         return column in self.manifest["columns"]
 
+    def shape(self, column: str) -> tuple[int, ...]:
+        """Give the shape of one row."""
+        return tuple(self.manifest["columns"][column][1])
+
     def take(self, column: str, index: np.ndarray) -> Tensor:
         """Gather rows: [len(index), *shape]; floats come as float32."""
         shard, row = np.divmod(index, self.rows_per_shard)
@@ -79,6 +84,37 @@ class Encoded:
             out[chosen] = self._shards[number][column][row[chosen]]
         result = torch.from_numpy(out)
         return result.float() if result.is_floating_point() else result
+
+
+class Joined:
+    """Several caches as one: the rows of each follow those of the one before.
+
+    Rows of different length, as of captions, are filled up with zeros at their end.
+    """
+
+    def __init__(self, parts: Sequence[Encoded]) -> None:
+        self.parts = parts
+        self._starts = np.concatenate([[0], np.cumsum([part.num for part in parts])])
+        self.num = int(self._starts[-1])
+
+    def has(self, column: str) -> bool:
+        """Tell whether there is such a column."""
+        return self.parts[0].has(column)
+
+    def take(self, column: str, index: np.ndarray) -> Tensor:
+        """Gather rows: [len(index), *shape]; floats come as float32."""
+        shape = tuple(map(max, zip(*(part.shape(column) for part in self.parts), strict=True)))
+        owner = np.searchsorted(self._starts, index, side="right") - 1
+        out = self.parts[0].take(column, index[:0]).new_zeros(len(index), *shape)
+        for number in np.unique(owner).tolist():
+            mine = owner == number
+            rows = self.parts[number].take(column, index[mine] - self._starts[number])
+            missing = [(0, want - have) for want, have in zip(shape, rows.shape[1:], strict=True)]
+            out[torch.from_numpy(mine)] = torch.nn.functional.pad(rows, [*chain.from_iterable(reversed(missing))])
+        return out
+
+
+Rows = Encoded | Joined
 
 
 def _manifest(folder: Path, key: CacheKey) -> dict:

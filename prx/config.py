@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PositiveInt,
     SerializeAsAny,
@@ -23,18 +22,12 @@ from pydantic import (
 )
 
 from prx import registry
+from prx.config_data import DataConfig
 from prx.errors import ConfigError, Problem
+from prx.strict import PositiveFloat, Probability, Strict
 from prx.yamlsource import PathKeys, Source, dotted
 
 Precision = Literal["fp32", "fp32_autocast_bf16", "bf16_master", "bf16_pure"]
-Probability = Annotated[float, Field(ge=0, le=1)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class Strict(BaseModel):
-    """A section that refuses unknown keys and quiet conversions."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
 
 
 class PartConfig(Strict):
@@ -46,7 +39,8 @@ class PartConfig(Strict):
 class ConflictStop(Strict):
     """End a term when its gradient fights the objective's: mean cosine on one block below `below`.
 
-    Measured every `every` steps from step `start` on, at fixed timesteps, over `num_samples` images.
+    Measured every `every` steps from step `start` on, at fixed timesteps, over `num_samples` images in whole
+    batches, which are the run's first ones.
     Source: HASTE, Wang et al. 2025 (arXiv:2505.16792).
     """
 
@@ -56,6 +50,10 @@ class ConflictStop(Strict):
     block: Annotated[int, Field(ge=0)] = 7
     times: Annotated[list[Probability], Field(min_length=1)] = [0.02, 0.1, 0.5, 0.8]
     num_samples: PositiveInt = 2_048
+
+    def due_at(self, step: int) -> bool:
+        """Tell whether to measure before the step that follows `step` updates."""
+        return step >= self.start and (step - self.start) % self.every == 0
 
 
 class TermConfig(PartConfig):
@@ -151,20 +149,6 @@ def _part(kind: str) -> BeforeValidator:
 def _use(name: str, **settings: Any) -> Any:
     """Make a technique the default of its slot; validated like a written one."""
     return Field(default_factory=lambda: {"use": name, **settings})
-
-
-class DataConfig(Strict):
-    """Image-caption pairs in parquet; `embedded:NAME` generates the embedded world."""
-
-    train: str = "data/train"
-    reference: str = "data/reference"
-    num_train: PositiveInt | None = None
-    num_reference: PositiveInt | None = None
-    image_column: str = "image"
-    image_size: PositiveInt = 256
-    captions: dict[str, PositiveFloat] = Field(default_factory=lambda: {"caption_long": 1.0}, min_length=1)
-    prompt_column: str = "caption_long"
-    attributes_column: str | None = None
 
 
 class TextConfig(Strict):

@@ -84,7 +84,8 @@ def _folder(key: str, location: str, num: int | None, root: Path) -> Path:
     if name not in SPLIT_SEEDS:
         raise DataError(f"{key}: {registry.choices(name, sorted(SPLIT_SEEDS))}")
     if num is None:
-        raise DataError(f"{key}: the embedded world is endless; set how many rows, as data.num_{name}")
+        section, _, leaf = key.rpartition(".")
+        raise DataError(f"{key}: the embedded world is endless; set how many rows, as {section}.num_{leaf}")
     return split_folder(name, num, root)
 
 
@@ -160,9 +161,39 @@ def _attributes(where: str, rows: list[Any]) -> list[dict[str, str]]:
 
 
 def train_set(config: DataConfig, root: Path) -> Dataset:
-    """Open the training data."""
+    """Open the training data, where there is one set."""
+    (dataset,) = train_sets(config, root)
+    return dataset
+
+
+def train_sets(config: DataConfig, root: Path) -> list[Dataset]:
+    """Open every training set, in the order they are written.
+
+    Raises:
+        DataError: As `open_dataset`, or the subset asks for more rows than there are.
+    """
     columns = [config.image_column, *config.captions]
-    return open_dataset("data.train", config.train, config.num_train, columns, root)
+    found = []
+    for key, source in config.sources.items():
+        found.append(open_dataset(key, source.train, source.num_train, columns, root))
+        subset_size(config, key, found[-1].num)
+    return found
+
+
+def subset_size(config: DataConfig, key: str, size: int) -> int:
+    """Count the rows of a training set of `size` rows that are trained on: one at the least.
+
+    Raises:
+        DataError: The subset asks for more rows than there are.
+    """
+    subset = config.subset
+    if subset is None:
+        return size
+    if subset.rows is None:
+        return max(1, round(float(subset.share or 1) * size))
+    if subset.rows > size:
+        raise DataError(f"data.subset.rows: {subset.rows} rows are asked for, {key} has {size}")
+    return subset.rows
 
 
 def reference_data(config: DataConfig, root: Path) -> Dataset:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from prx import cache, recipe, registry, teachers, text
 from prx import data as datasets
 from prx import images as pictures
-from prx.cache import CacheKey
+from prx.cache import CacheKey, Joined, Rows
 from prx.config import RunConfig
 from prx.data import Dataset
 from prx.errors import DataError
@@ -37,17 +38,21 @@ class Job:
 
 @dataclass(frozen=True)
 class Caches:
-    """The encodings one configuration trains from; text by caption column, teachers by term."""
+    """The encodings one configuration trains from; text by caption column, teachers by term.
 
-    latents: Job
-    texts: dict[str, Job]
+    Lists have one encoding for every training set, in the order these are written.
+    """
+
+    latents: list[Job]
+    texts: dict[str, list[Job]]
     null: Job
     prompts: Job
-    targets: dict[str, Job]
+    targets: dict[str, list[Job]]
 
     def all(self) -> list[Job]:
         """List every job."""
-        return [self.latents, *self.texts.values(), self.null, self.prompts, *self.targets.values()]
+        texts, targets = (chain.from_iterable(jobs.values()) for jobs in (self.texts, self.targets))
+        return [*self.latents, *texts, self.null, self.prompts, *targets]
 
 
 def plan(config: RunConfig, root: Path) -> Caches:
@@ -57,21 +62,27 @@ def plan(config: RunConfig, root: Path) -> Caches:
         DataError: The data cannot be opened.
         UserError: A model folder has no config.json.
     """
-    train = datasets.train_set(config.data, root / "data")
+    train = datasets.train_sets(config.data, root / "data")
     held_out = datasets.reference_data(config.data, root / "data")
     shape = recipe.shape_of(config)
     targets = {}
     for name, part in config.losses.items():
         spec = registry.resolve("loss", part.use).teacher(part, shape)
         if spec is not None:
-            targets[name] = _teacher_job(config, train, spec)
+            targets[name] = [_teacher_job(config, dataset, spec) for dataset in train]
     return Caches(
-        latents=_latent_job(config, train),
-        texts={column: _text_job(config, train, column) for column in config.data.captions},
+        latents=[_latent_job(config, dataset) for dataset in train],
+        texts={column: [_text_job(config, dataset, column) for dataset in train] for column in config.data.captions},
         null=_null_job(config),
         prompts=_text_job(config, held_out, config.data.prompt_column, "prompts"),
         targets=targets,
     )
+
+
+def read(root: Path, jobs: Sequence[Job]) -> Rows:
+    """Map what jobs have encoded, one after the other."""
+    parts = [cache.read(root, job.key) for job in jobs]
+    return parts[0] if len(parts) == 1 else Joined(parts)
 
 
 def prepare(configs: Sequence[RunConfig], root: Path, report: Report) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prx.embedded import ROLES, weights_folder
-from prx.embedded.dataset import SPLIT_SEEDS, write_dataset
+from prx.embedded.dataset import PHOTOGRAPHED, SPLIT_SEEDS, write_dataset
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -16,7 +16,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.command == "dataset":
-            write_dataset(options.out, num=options.num, seed=SPLIT_SEEDS[options.split])
+            photographed = options.split in PHOTOGRAPHED
+            write_dataset(options.out, num=options.num, seed=SPLIT_SEEDS[options.split], photographed=photographed)
             print(f"{options.num} scenes of split {options.split} are in {options.out}")
         else:
             # Training needs the heavy libraries, writing a data set does not.

@@ -13,10 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from prx.embedded.scenes import attributes, caption_long, caption_short, render, sample_scene
+from prx.embedded.scenes import attributes, caption_long, caption_short, photograph, render, sample_scene
 
 DATASET_VERSION = 1
-SPLIT_SEEDS: dict[str, int] = {"train": 1001, "reference": 2002}
+SPLIT_SEEDS: dict[str, int] = {"train": 1001, "reference": 2002, "photos": 3003}
+PHOTOGRAPHED = frozenset({"photos"})
+"""Splits whose pictures are taken through a simulated camera: other pixels, the same scenes and captions."""
 COLUMNS = ("id", "image", "caption_long", "caption_short", "attributes")
 _MANIFEST = "_manifest.json"  # readers of parquet folders skip names with an underscore
 _SCHEMA = pa.schema([(name, pa.binary() if name == "image" else pa.string()) for name in COLUMNS])
@@ -31,11 +33,11 @@ def split_folder(name: str, num: int, root: Path) -> Path:
     if name not in SPLIT_SEEDS:
         raise ValueError(f"embedded split must be one of {', '.join(SPLIT_SEEDS)}, got {name!r}")
     folder = Path(root) / f"{name}-{num}-v{DATASET_VERSION}"
-    write_dataset(folder, num=num, seed=SPLIT_SEEDS[name])
+    write_dataset(folder, num=num, seed=SPLIT_SEEDS[name], photographed=name in PHOTOGRAPHED)
     return folder
 
 
-def write_dataset(folder: Path, *, num: int, seed: int, rows_per_shard: int = 4096) -> None:
+def write_dataset(folder: Path, *, num: int, seed: int, rows_per_shard: int = 4096, photographed: bool = False) -> None:
     """Write `num` scenes; the folder appears whole or not at all, and an equal one is left alone.
 
     Raises:
@@ -46,13 +48,14 @@ def write_dataset(folder: Path, *, num: int, seed: int, rows_per_shard: int = 40
             raise ValueError(f"{name} must be at least 1, got {value}")
     folder = Path(folder)
     manifest = {"version": DATASET_VERSION, "num": num, "seed": seed, "rows_per_shard": rows_per_shard}
+    manifest |= {"photographed": 1} if photographed else {}
     if _is_finished(folder, manifest):
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         temporary.chmod(0o755)
-        _write_shards(temporary, num, seed, rows_per_shard)
+        _write_shards(temporary, num, seed, rows_per_shard, photographed)
         (temporary / _MANIFEST).write_text(json.dumps(manifest) + "\n", encoding="utf-8")
         _publish(temporary, folder, manifest)
     finally:
@@ -78,18 +81,19 @@ def _publish(temporary: Path, folder: Path, manifest: dict[str, int]) -> None:
             raise
 
 
-def _write_shards(folder: Path, num: int, seed: int, rows_per_shard: int) -> None:
+def _write_shards(folder: Path, num: int, seed: int, rows_per_shard: int, photographed: bool) -> None:
     rng = np.random.default_rng([seed, DATASET_VERSION])
     for shard, begin in enumerate(range(0, num, rows_per_shard)):
-        rows = [_row(f"{seed}-{i:08d}", rng) for i in range(begin, min(begin + rows_per_shard, num))]
+        rows = [_row(f"{seed}-{i:08d}", rng, photographed) for i in range(begin, min(begin + rows_per_shard, num))]
         pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), folder / f"part-{shard:05d}.parquet")
 
 
-def _row(name: str, rng: np.random.Generator) -> dict[str, str | bytes]:
+def _row(name: str, rng: np.random.Generator, photographed: bool) -> dict[str, str | bytes]:
     scene = sample_scene(rng)
+    picture = photograph(render(scene), rng) if photographed else render(scene)
     return {
         "id": name,
-        "image": _png(render(scene)),
+        "image": _png(picture),
         "caption_long": caption_long(scene),
         "caption_short": caption_short(scene),
         "attributes": json.dumps(attributes(scene)),

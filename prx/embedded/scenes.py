@@ -45,6 +45,7 @@ _JITTER = 1
 _OVERLAP = 1.0
 _BOX = 8  # half the side of the box that holds the largest shape
 _SUPERSAMPLING = 6
+_SENSOR_NOISE = 6.0
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,22 @@ def render(scene: Scene) -> np.ndarray:
         alpha = coverage(item)[..., None]
         image += alpha * (np.asarray(COLOURS[item.colour], dtype=np.float32) - image)
     return np.rint(image).astype(np.uint8)
+
+
+def photograph(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Take a picture of a picture: light falling from one side, a soft lens, a noisy sensor.
+
+    Shapes: uint8 [32, 32, 3], as the result.
+    """
+    axis = np.linspace(-1, 1, IMAGE_SIZE)
+    angle, fall = rng.uniform(0, 2 * np.pi), rng.uniform(0.1, 0.35)
+    light = 1 - fall * (1 + np.cos(angle) * axis[:, None] + np.sin(angle) * axis[None, :]) / 2
+    lit = image * light[..., None]
+    padded = np.pad(lit, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    rows = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
+    soft = (rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]) / 4
+    noisy = soft + rng.normal(0, _SENSOR_NOISE, soft.shape)
+    return np.rint(noisy.clip(0, 255)).astype(np.uint8)
 
 
 def coverage(item: SceneObject) -> np.ndarray:

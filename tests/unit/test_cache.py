@@ -172,7 +172,7 @@ def test_cached_rows_are_what_the_encoders_give(world):
     caches = prepare.plan(config, world.cache)
     images = next(prepare._images(config, prepare.datasets.train_set(config.data, world.cache)))
     tokens = Teacher(str(world.root / "dinov2"), torch.device("cpu")).tokens(images, (4, 4))
-    stored = cache.read(world.cache, caches.targets["repa"].key).take("tokens", np.arange(48))
+    stored = cache.read(world.cache, caches.targets["repa"][0].key).take("tokens", np.arange(48))
     assert torch.equal(stored, tokens.half().float())
     null, mask = TextEncoder(str(world.root / "text"), 8, torch.device("cpu")).encode([""], 1)
     found = cache.read(world.cache, caches.null.key)

@@ -172,7 +172,7 @@ def test_splits_differ_and_unknown_ones_are_refused(tmp_path: Path) -> None:
     folders = [split_folder(name, 4, tmp_path) for name in SPLIT_SEEDS]
     tables = [pq.read_table(folder).to_pylist() for folder in folders]
     assert tables[0] != tables[1]
-    with pytest.raises(ValueError, match="embedded split must be one of train, reference, got 'tets'"):
+    with pytest.raises(ValueError, match="embedded split must be one of train, reference, photos, got 'tets'"):
         split_folder("tets", 4, tmp_path)
 
 
