@@ -1,0 +1,1 @@
+"""What was ever trained, by what it depends on: keys, entries, leases."""

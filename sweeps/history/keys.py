@@ -1,0 +1,134 @@
+"""Names of training states: equal keys hold equal weights, whoever trained them and for whatever sweep.
+
+A key hashes the settings that acted on every step up to it, and nothing else: not the run's length where no
+schedule mentions it, not a stop step that is not reached yet, not workers, ZeRO stage, micro-batch or device,
+not how the run is measured. Runs that differ only in when a technique stops share every key before that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prx.config import NOT_IDENTITY, RunConfig, TermConfig
+from prx.prepare import Caches, Job
+
+NUMERICS = 1
+"""Raised whenever the same settings begin to give other weights; older entries are then left alone."""
+
+MEASURED_BY = ("evaluation", "sampling")
+REFERENCE = ("reference", "num_reference", "prompt_column", "attributes_column")
+"""Keys of `data` that decide what a run is compared with, not what it trains on."""
+LOCATIONS = ("train", "num_train")
+"""Keys of `data` that the fingerprints of the encodings stand for."""
+TRAINED = ("repa_e",)
+"""Tokenizers whose weights are part of the run; of the others the latents say all."""
+NEVER = "never"
+
+
+def digest(content: Any) -> str:
+    """Hash plain data."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Lineage:
+    """The keys of one run, from its first step to its last.
+
+    Args:
+        config: The run.
+        caches: Its encodings: their keys stand for data, encoders and preprocessing.
+    """
+
+    config: RunConfig
+    caches: Caches
+
+    def key(self, step: int) -> str:
+        """Name the state after `step` updates."""
+        acts = [(start, self.effective(start)) for start in self.changes() if start < step]
+        return digest({"numerics": NUMERICS, "base": self._base(), "acts": acts, "step": step})
+
+    def measurement(self, step: int) -> str:
+        """Name what is measured of the state after `step` updates."""
+        given = self.config.model_dump(mode="json")
+        evaluation = {k: v for k, v in given["evaluation"].items() if k != "every"}
+        data = {k: v for k, v in given["data"].items() if k in ("image_size", "image_column", *REFERENCE)}
+        asked = {"evaluation": evaluation, "sampling": given["sampling"], "data": data, "decoder": given["tokenizer"]}
+        return digest({"state": self.key(step), "prompts": self.caches.prompts.key.digest, **asked})
+
+    def changes(self) -> list[int]:
+        """List the steps from which on other settings act, 0 first."""
+        ends: list[Any] = [part.stop_step for part in self.config.losses.values() if isinstance(part, TermConfig)]
+        ends.append(getattr(self.config.routing, "dense_from", NEVER))
+        return sorted({0, *(end for end in ends if end != NEVER)})
+
+    def effective(self, step: int) -> dict[str, Any]:
+        """Give the scheduled settings that act on the update from `step` to `step` + 1."""
+        losses = {}
+        for name, part in self.config.losses.items():
+            acting = self._term(part, step)
+            if acting is not None:
+                losses[name] = acting | _named(self.caches.targets.get(name, []), acting.pop("teacher", None))
+        return {"losses": losses, "routing": self._routing(step)}
+
+    def _term(self, part: Any, step: int) -> dict[str, Any] | None:
+        if part.stop_step != NEVER and step >= part.stop_step:
+            return None
+        given = part.model_dump(mode="json")
+        stop = given.pop("stop_step")
+        if part.schedule != "constant":  # the weight leans towards its end from the first step on
+            given["until"] = self.config.steps if stop == NEVER else stop
+        return dict(given)
+
+    def _routing(self, step: int) -> dict[str, Any] | None:
+        part = self.config.routing
+        if part is None:
+            return None
+        given = part.model_dump(mode="json")
+        dense = given.pop("dense_from", NEVER)
+        return {**given, "dense": dense != NEVER and step >= dense}
+
+    def _base(self) -> dict[str, Any]:
+        """Give what acts on every step."""
+        left_out = {*NOT_IDENTITY, *MEASURED_BY, "steps", "losses", "routing"}
+        given: dict[str, Any] = self.config.model_dump(mode="json", exclude=left_out)
+        given["data"] = _trained_on(given["data"])
+        given["text"].pop("encoder")
+        if self.config.tokenizer.use not in TRAINED:
+            given.pop("tokenizer")
+        encodings = {"latents": self.caches.latents, "null": [self.caches.null]} | self.caches.texts
+        given["encodings"] = {name: [job.key.digest for job in jobs] for name, jobs in encodings.items()}
+        return given
+
+
+def _trained_on(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what is only measured against, and where the data lie: their fingerprints are in the encodings."""
+    found = {k: v for k, v in data.items() if k not in (*REFERENCE, *LOCATIONS)}
+    if found.get("mixture"):
+        found["mixture"] = {name: source["weight"] for name, source in found["mixture"].items()}
+    return found
+
+
+def _named(targets: list[Job], teacher: str | None) -> dict[str, Any]:
+    """Name a teacher by its encodings, and by its path where it has none."""
+    return {"targets": [job.key.digest for job in targets]} if targets else {"teacher": teacher}
+
+
+def common_steps(first: Lineage, second: Lineage) -> int:
+    """Count the steps that two runs share from the start: the length of their common trunk."""
+    if first._base() != second._base():
+        return 0
+    end = min(first.config.steps, second.config.steps)
+    for step in sorted({*first.changes(), *second.changes()}):
+        if step < end and first.effective(step) != second.effective(step):
+            return step
+    return end
+
+
+def difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Name the top-level settings in which two bases differ, for messages."""
+    return sorted(key for key in {*first, *second} if first.get(key) != second.get(key))
