@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,16 @@ from torch import Tensor
 
 from prx import recipe
 from prx.config import RunConfig
+from prx.ema import Ema
 from prx.errors import NonFiniteError
 from prx.train_step import MAIN_TERM, StepBatch, TrainStep
 
 TAG = "state"
 STATE = "run"
+AVERAGE = "ema.pt"
+LOST = "bf16.lost_steps"
+LOST_EVERY = 100
+"""How often a `bf16_pure` run counts the weights whose step was rounded away; one copy of the weights each time."""
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -61,7 +67,10 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": config.micro_batch,
         "gradient_accumulation_steps": share // config.micro_batch,
         "gradient_clipping": config.grad_clip or 0.0,
-        "zero_optimization": {"stage": infra.zero_stage},
+        "zero_optimization": {
+            "stage": infra.zero_stage,
+            **recipe.optimizer(config).zero_optimization(infra.zero_stage),
+        },
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**12,
     }
@@ -90,7 +99,7 @@ class Engine:
         self._base_rates = [group["lr"] for group in optimizer.param_groups]
         for group in optimizer.param_groups:  # some of DeepSpeed's optimizers take a dry step, which would decay
             group["lr"] = 0.0
-        self._handle = optimizer.register_step_pre_hook(self._guard)
+        self._handle = optimizer.register_step_pre_hook(self._note_step)
         self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config(config))
         self.module: TrainStep = self.engine.module
         if rank_and_world()[1] == 1 and config.infrastructure.zero_stage == 0:
@@ -100,6 +109,7 @@ class Engine:
         for state in optimizer.state.values():
             if "step" in state:  # the dry step would shift Adam's bias correction
                 state["step"].zero_()
+        self.ema = None if config.ema is None else Ema(config.ema, self.module)
 
     def train(self, batch: StepBatch, step: int) -> dict[str, float]:
         """Take one optimizer step; returns the mean of the loss (`loss`) and of every term, unweighted.
@@ -109,25 +119,61 @@ class Engine:
         """
         self._step, self._losses, self._terms, self._moved = step, [], [], False
         self._set_rate(step)
+        before = self._copy_to_compare(step)
         for micro in batch.split(self.config.micro_batch):
             loss, terms = self.engine(micro.map(lambda tensor: tensor.to(self.device, non_blocking=True)))
             self._losses.append(loss.detach())
             self._terms.append(terms)
             self.engine.backward(loss)
-            self._refuse_overflow()
+            if self.engine.is_gradient_accumulation_boundary():
+                self._refuse_non_finite()
             self.engine.step()
-        if not self._moved:  # some of DeepSpeed's optimizers skip a non-finite step in silence
+        if not self._moved:  # DeepSpeed skips the step, in silence, when the norm of all gradients is not finite
             raise NonFiniteError(self._explain())
-        return self._means()
+        if self.ema is not None:
+            self.ema.update(step + 1)
+        return self._means() | self._lost(before)
 
-    def _refuse_overflow(self) -> None:
-        """Stop where clipping without ZeRO would turn gradients whose norm overflows into zeros, unnoticed."""
-        clipped = self.config.grad_clip and self.config.infrastructure.zero_stage == 0
-        if not clipped or not self.engine.is_gradient_accumulation_boundary():
-            return
-        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-        if gradients and not torch.isfinite(torch.stack(torch._foreach_norm(gradients)).float().norm()):
+    def _refuse_non_finite(self) -> None:
+        """Stop on every rank, before anything moves, when a loss or a gradient is not finite.
+
+        ZeRO 1..3 take the norm over every group themselves before they step the first; without ZeRO nobody
+        does, and clipping would turn gradients whose norm overflows into zeros.
+        """
+        gradients = []
+        if self.config.infrastructure.zero_stage == 0:
+            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        norms = torch._foreach_norm(gradients) if gradients else []
+        finite = torch.isfinite(torch.stack([part.float() for part in (*norms, *self._losses)]).norm()).float()
+        if dist.get_world_size() > 1:
+            dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+        if not finite.item():
             raise NonFiniteError(self._explain())
+
+    def _note_step(self, *_: Any) -> None:
+        self._moved = True
+
+    def _copy_to_compare(self, step: int) -> dict[Tensor, Tensor]:
+        """Copy what the optimizer steps, at the steps where `_lost` is to compare."""
+        if self.config.precision != "bf16_pure" or (step + 1) % LOST_EVERY:
+            return {}
+        return {weight: weight.detach().clone() for weight in self.optimizer.state}
+
+    def _lost(self, before: Mapping[Tensor, Tensor]) -> dict[str, float]:
+        """Measure the share of weights that a step meant to move and bfloat16 left where they were."""
+        if not before:
+            return {}
+        counts = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for weight, old in before.items():
+            state = self.optimizer.state[weight]
+            if "exp_avg" not in state and dist.get_world_size() > 1:
+                continue  # Muon's momentum belongs to whole matrices, the weights to this worker's part of them
+            moment = state.get("exp_avg", state.get("momentum_buffer")).flatten()
+            stayed = (weight.detach() == old).flatten()[: len(moment)]
+            counts += torch.stack([((moment != 0) & stayed).sum(), (moment != 0).sum()])
+        if dist.get_world_size() > 1:
+            dist.all_reduce(counts)
+        return {LOST: float(counts[0] / counts[1].clamp(min=1))}
 
     def _means(self) -> dict[str, float]:
         names = list(self._terms[0])
@@ -144,21 +190,6 @@ class Engine:
         scale = min(1.0, (step + 1) / warmup) if warmup else 1.0
         for group, base in zip(self.optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = base * scale
-
-    def _guard(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Stop before the optimizer moves when a loss or a gradient is not finite, on every rank at once."""
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norms = torch._foreach_norm(gradients) if gradients else []
-        parts = [norm.float() for norm in (*norms, *self._losses)]
-        if not parts:  # DeepSpeed's own dry step at initialisation
-            return
-        total = torch.stack(parts).sum()
-        finite = torch.isfinite(total).float()
-        if dist.get_world_size() > 1:
-            dist.all_reduce(finite, op=dist.ReduceOp.MIN)
-        if not finite.item():
-            raise NonFiniteError(self._explain())
-        self._moved = True
 
     def _explain(self) -> str:
         """Say what broke, on whichever worker; every worker must call it."""
@@ -186,6 +217,8 @@ class Engine:
             partial.mkdir(parents=True)
         dist.barrier()
         self.engine.save_checkpoint(str(partial), tag=TAG, client_state={STATE: dict(state or {})}, save_latest=False)
+        if self.ema is not None and rank == 0:
+            torch.save(self.ema.state(), partial / AVERAGE)
         dist.barrier()
         if rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
@@ -197,11 +230,21 @@ class Engine:
 
         Raises:
             RuntimeError: DeepSpeed does not accept the checkpoint.
+            FileNotFoundError: The checkpoint has no average of the weights, and `ema` asks for one.
         """
         path, found = self.engine.load_checkpoint(str(folder), tag=TAG)
         if path is None:
             raise RuntimeError(f"DeepSpeed found no checkpoint in {folder}")
+        if self.ema is not None:
+            self.ema.restore(torch.load(folder / AVERAGE, map_location=self.device, weights_only=True))
         return dict(found.get(STATE, {}))
+
+    def sampling_weights(self) -> AbstractContextManager[None]:
+        """Lend the module the weights that `sampling.weights` names."""
+        if self.config.sampling.weights == "model":
+            return nullcontext()
+        assert self.ema is not None
+        return self.ema.applied()
 
     def close(self) -> None:
         """Give back what the engine holds, so that the next trial of this process starts clean."""

@@ -7,7 +7,7 @@ tokens, L text tokens, D denoiser width, E teacher width. Time: t = 0 is data, t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -49,7 +49,8 @@ class RunShape:
     """What follows from a configuration alone: no weights, no data.
 
     `grid` counts tokens, (rows, columns); `channels` and `latent_size` belong to the latent; `route` names
-    the first and last block that a router shortens; `provides` joins what the parts offer each other.
+    the first and last block that a router shortens; `provides` joins what the parts offer each other;
+    `caption_dropout` is the chance that a caption is dropped.
     """
 
     channels: int
@@ -62,6 +63,7 @@ class RunShape:
     zero_stage: int = 0
     grad_clip: float | None = None
     provides: frozenset[str] = frozenset()
+    caption_dropout: float = 0.0
 
     @property
     def num_tokens(self) -> int:
@@ -330,6 +332,15 @@ class OptimizerFactory(Technique, ABC):
     @abstractmethod
     def build(self, named_parameters: Iterator[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """Group the parameters and build the optimizer."""
+
+    def groups(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, list[str]]:
+        """Report which parameters `build` puts into which group, by name."""
+        return {"all": [name for name, _ in named_parameters]}
+
+    def zero_optimization(self, stage: int) -> dict[str, Any]:
+        """Give what DeepSpeed's `zero_optimization` must say at a stage, beside the stage itself."""
+        del stage
+        return {}
 
 
 def gather(tokens: Tensor, index: Tensor | None) -> Tensor:

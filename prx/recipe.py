@@ -41,6 +41,7 @@ def shape_of(config: RunConfig) -> RunShape:
     shape = RunShape(
         channels, latent, denoiser.depth, (side, side), denoiser.width, denoiser.heads,
         zero_stage=config.infrastructure.zero_stage, grad_clip=config.grad_clip, provides=_provided(config),
+        caption_dropout=config.text.caption_dropout,
     )  # fmt: skip
     if config.routing is None:
         return shape
@@ -65,7 +66,7 @@ def _provided(config: RunConfig) -> frozenset[str]:
 
 def problems(config: RunConfig) -> list[Problem]:
     """Find every impossible combination, from the configuration alone: no weights, no data, no GPU."""
-    found = list(_sizes(config)) + list(_batching(config)) + list(_models(config))
+    found = [*_sizes(config), *_batching(config), *_models(config), *_average(config)]
     if any(problem.path.startswith("tokenizer") for problem in found):
         return found
     return found + list(_parts(config, shape_of(config)))
@@ -140,6 +141,16 @@ def _guidance(config: RunConfig, shape: RunShape) -> Iterator[Problem]:
                       f"routing, got {wanted!r}")  # fmt: skip
     if config.sampling.weights == "ema" and config.ema is None:
         yield Problem("sampling.weights", "must be model where `ema` is not set, got 'ema'")
+
+
+def _average(config: RunConfig) -> Iterator[Problem]:
+    if config.ema is None:
+        return
+    if config.infrastructure.zero_stage == 3:
+        yield Problem("ema", "must be null at infrastructure.zero_stage 3, which leaves no worker whole weights to "
+                      "average; stages 0..2 do")  # fmt: skip
+    if config.ema.start >= config.steps:
+        yield Problem("ema.start", f"must be below steps ({config.steps}), got {config.ema.start}")
 
 
 def _name_problems(path: str) -> Iterator[Problem]:
