@@ -81,10 +81,13 @@ class Sprint(TokenRouter):
         kept = one_per_cell(rng, num, grid) if structured else subsets(rng, num, total, self.config.num_kept(total))
         return Route(kept, self._skipped(num, rng))
 
-    def draw_dense(self, num: int, grid: tuple[int, int], rng: np.random.Generator) -> Route | None:
-        """Keep every token; samples go on skipping the deep path, as in the paper's fine-tuning."""
-        skipped = self._skipped(num, rng)
-        return None if skipped is None else Route(torch.arange(grid[0] * grid[1]).repeat(num, 1), skipped)
+    def draw_dense(self, num: int, grid: tuple[int, int], rng: np.random.Generator) -> Route:
+        """Keep every token; samples go on skipping the deep path, as in the paper's fine-tuning.
+
+        A route even where nobody skips: the mask token then has a gradient of zero, not none, for which
+        ZeRO 3 would take that of the last step that had one.
+        """
+        return Route(torch.arange(grid[0] * grid[1]).repeat(num, 1), self._skipped(num, rng))
 
     def _skipped(self, num: int, rng: np.random.Generator) -> Tensor | None:
         return torch.from_numpy(rng.random(num) < self.config.path_drop) if self.config.path_drop else None
