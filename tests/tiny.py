@@ -19,6 +19,9 @@ from prx.config import RunConfig, parse_run_config
 SIZE, WORDS = 16, ("red", "green", "blue", "circle", "square", "a", "on", "grey")
 BLOCKS = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
 CONV = {**BLOCKS, "block_out_channels": (8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4}
+STAGES = {"block_types": ("ResBlock", "ResBlock", "EfficientViTBlock"), "block_out_channels": (8, 8, 16)}
+STAGES |= {"layers_per_block": (1, 1, 1), "qkv_multiscales": ((), (), (5,))}
+DC = {f"{side}_{key}": value for side in ("encoder", "decoder") for key, value in STAGES.items()}
 VIT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": SIZE, "patch_size": 4}
 
 
@@ -40,7 +43,7 @@ def write_images(folder: Path, num: int, seed: int) -> None:
 
 def write_models(root: Path) -> None:
     """Save one random model of every role."""
-    from diffusers import AutoencoderKL, AutoencoderKLFlux2
+    from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderKLFlux2
     from transformers import (
         Dinov2WithRegistersConfig,
         Dinov2WithRegistersModel,
@@ -59,6 +62,7 @@ def write_models(root: Path) -> None:
     v3 = DINOv3ViTConfig(**VIT, intermediate_size=32, num_register_tokens=2)
     DINOv3ViTModel(v3).save_pretrained(root / "dinov3")
     write_text_encoder(root / "text")
+    AutoencoderDC(**DC, latent_channels=8, attention_head_dim=4, scaling_factor=0.5).save_pretrained(root / "dc")
 
 
 def write_text_encoder(folder: Path) -> None:

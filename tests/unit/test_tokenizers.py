@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from diffusers.models.transformers.transformer_prx import img2seq
 
 from prx import recipe, registry
 from prx.config import parse_run_config
+from prx.embedded.scenes import render, sample_scene
 from prx.errors import UserError
+from prx.interfaces import RunShape
 from prx.techniques.autoencoder import Autoencoder
 
 CPU = torch.device("cpu")
@@ -45,7 +49,7 @@ def unpatchify(patches: torch.Tensor) -> torch.Tensor:
 
 
 def test_geometry_comes_from_the_config_alone(world, tmp_path):
-    for name, channels in (("kl", 4), ("flux2", 8)):
+    for name, channels in (("kl", 4), ("flux2", 8), ("dc", 8)):
         folder = tmp_path / name
         folder.mkdir()
         (folder / "config.json").write_text((world.root / name / "config.json").read_text())
@@ -103,6 +107,82 @@ def test_normalised_latents_have_unit_statistics_when_the_model_says_so(world):
     assert (per_place.std(0) - 1).abs().max() < 0.06
 
 
+def test_flux2_statistics_of_real_latents_are_those_of_unit_noise():
+    """Mean and spread of each of the 128 channels of 2x2 patches, over trained weights and their own pictures."""
+    frozen = Autoencoder(Autoencoder.Config(use="autoencoder", path="embedded:flux2"), CPU)
+    rng = np.random.default_rng(5)
+    scenes = np.stack([render(sample_scene(rng)) for _ in range(256)])
+    images = torch.from_numpy(scenes).permute(0, 3, 1, 2) / 127.5 - 1
+    moments = torch.cat([frozen.encode(part) for part in images.split(64)])
+    latents = patchify(frozen.latent(moments, torch.randn(256, 32, 8, 8)))
+    assert latents.shape[1] == 128
+    assert latents.mean((0, 2, 3)).abs().max() < 0.15
+    assert (latents.std((0, 2, 3)) - 1).abs().max() < 0.15
+
+
+def test_flux2_channel_of_a_place_is_four_times_the_channel_plus_its_corner(world):
+    frozen = tokenizer(world, "flux2")
+    frozen.model.bn.running_mean.copy_(torch.arange(4 * frozen.channels))
+    mean, _ = frozen._patch_statistics(torch.zeros(1, frozen.channels, 4, 6))
+    channel, row, column = torch.meshgrid(torch.arange(8), torch.arange(4), torch.arange(6), indexing="ij")
+    assert torch.equal(mean[0], (channel * 4 + row % 2 * 2 + column % 2).float())
+    stacked = patchify(mean)
+    assert torch.equal(stacked[0, :, 0, 0], torch.arange(32.0))
+    assert torch.equal(unpatchify(stacked), mean)
+
+
+def test_flux2_tokens_are_those_of_the_stacked_latent():
+    latents = torch.arange(2 * 32 * 6 * 4, dtype=torch.float32).view(2, 32, 6, 4)
+    tokens = img2seq(latents, 2)
+    assert tokens.shape == (2, 6, 128)
+    assert torch.equal(tokens, img2seq(patchify(latents), 1))
+
+
+def test_encoding_moves_no_statistic_of_the_batch_norm(world, images):
+    frozen = tokenizer(world, "flux2")
+    before = {name: value.clone() for name, value in frozen.model.bn.named_buffers()}
+    frozen.decode(frozen.latent(frozen.encode(images), None))
+    assert before.keys() == {"running_mean", "running_var", "num_batches_tracked"}
+    assert all(torch.equal(value, before[name]) for name, value in frozen.model.bn.named_buffers())
+
+
+def problems(world, name: str, latent_size: int, channels: int = 8, **settings) -> list[tuple[str, str]]:
+    config = Autoencoder.Config(use="autoencoder", path=str(world.root / name), **settings)
+    return Autoencoder.problems(config, RunShape(channels, latent_size, depth=2, grid=(4, 4)))
+
+
+def test_only_flux2_needs_an_even_latent(world, images):
+    assert problems(world, "flux2", 4) == []
+    assert problems(world, "flux2", 5) == [("path", "needs an even latent size for its 2x2 patches, got 5")]
+    assert problems(world, "kl", 5, channels=32) == []
+    assert problems(world, "dc", 5, channels=32, sample=False) == []
+    with pytest.raises(RuntimeError):
+        tokenizer(world, "flux2").encode(torch.zeros(1, 3, 20, 20))
+
+
+def test_declared_geometry_is_believed_where_no_folder_can_be_read():
+    config = Autoencoder.Config(use="autoencoder", path="nowhere/model", channels=32, downsample=8)
+    assert Autoencoder.problems(config, RunShape(32, 5, depth=2, grid=(5, 5))) == []
+
+
+def test_dc_latents_are_scaled_and_come_back(world, images):
+    frozen = tokenizer(world, "dc", sample=False)
+    raw = frozen.model.encode(images).latent
+    latents = frozen.encode(images)
+    torch.testing.assert_close(latents, raw * 0.5)
+    assert latents.shape == (5, frozen.channels, 4, 4)
+    assert torch.equal(frozen.latent(latents, torch.randn_like(latents)), latents)
+    torch.testing.assert_close(frozen.decode(latents), frozen.model.decode(raw).sample.clamp(-1, 1))
+
+
+def test_dc_has_nothing_to_sample_from(world):
+    rule = "must be false, AutoencoderDC has no posterior to draw from, got true"
+    assert problems(world, "dc", 4) == [("sample", rule)]
+    assert problems(world, "dc", 4, sample=False) == []
+    with pytest.raises(UserError, match=rf"^tokenizer\.sample: {rule}$"):
+        tokenizer(world, "dc")
+
+
 def test_latent_draws_from_the_posterior(frozen):
     mean, std = torch.randn(1, frozen.channels, 4, 4), torch.rand(1, frozen.channels, 4, 4)
     moments, noise = torch.cat([mean, std], dim=1), torch.randn(1, frozen.channels, 4, 4)
@@ -146,7 +226,8 @@ def test_another_class_of_model_is_refused(world, tmp_path):
         json.dumps({"_class_name": "AutoencoderTiny", "latent_channels": 4})
     )
     config = Autoencoder.Config(use="autoencoder", path=str(tmp_path))
-    message = f"{str(tmp_path)!r} holds a AutoencoderTiny, must hold one of AutoencoderKL, AutoencoderKLFlux2"
+    known = "AutoencoderKL, AutoencoderKLFlux2, AutoencoderDC"
+    message = f"{str(tmp_path)!r} holds a AutoencoderTiny, must hold one of {known}"
     with pytest.raises(UserError, match="AutoencoderTiny") as caught:
         Autoencoder.geometry(config)
     assert message in str(caught.value)
