@@ -12,6 +12,8 @@ import yaml
 from prx.errors import ConfigError, Problem, UserError
 
 PathKeys = tuple[str | int, ...]
+REMOVABLE: tuple[PathKeys, ...] = (("losses",), ("data", "captions"), ("data", "mixture"))
+"""Sections whose keys the user names, so that a patch can take them out."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -82,7 +84,8 @@ def merge(base: Source, patch: Source) -> Source:
     """Lay a patch over a base: mappings merge, everything else replaces.
 
     A technique named by another `use` replaces the old one whole, because its settings would mean
-    nothing to the new one. `null` under `losses` takes that term out.
+    nothing to the new one. `null` under `losses` takes that term out, and under `data.captions` or
+    `data.mixture` that column or set.
     """
     marks = dict(base.marks)
     data = _merge(base.data, patch.data, (), marks)
@@ -98,7 +101,7 @@ def _merge(base: Any, patch: Any, keys: PathKeys, marks: dict[PathKeys, tuple[st
         return patch
     result = dict(base)
     for key, value in patch.items():
-        if value is None and keys == ("losses",):
+        if value is None and keys in REMOVABLE:
             result.pop(key, None)
         else:
             # A section not written yet is an empty one: `losses: {x: null}` must not put a null there.
