@@ -98,6 +98,14 @@ class Batches:
         size = self.config.data.image_size // self.tokenizer.downsample
         return (self.tokenizer.channels, size, size)
 
+    def mean_clean(self, most: int = 8_192, chunk: int = 256) -> Tensor:
+        """Average the modes of the first `most` cached latents, [C, H, W]."""
+        num, total = min(self.latents.num, most), torch.zeros(self.latent_shape(), dtype=torch.float64)
+        for start in range(0, num, chunk):
+            moments = self.latents.take("moments", np.arange(start, min(start + chunk, num)))
+            total += self.tokenizer.latent(moments, None).double().sum(0)
+        return (total / num).float()
+
     def _clean(self, step: int, order: np.ndarray, rows: np.ndarray) -> Tensor:
         noise = normal(stream(self.config.seed, "posterior", step), len(order), *self.latent_shape())
         return self.tokenizer.latent(self.latents.take("moments", order[rows]), noise[rows])

@@ -163,7 +163,8 @@ class DenoiserConfig(Strict):
     """Shape of the PRX transformer; defaults are PRX-1.2B.
 
     `bottleneck` embeds patches through that many features, as JiT does (arXiv:2511.13720); `resolution`
-    tells the model the latent's size, by `vec`, added to the time embedding, or `token`, beside the text.
+    tells the model the latent's size, by `vec`, added to the time embedding, or `token`, beside the text:
+    a constant where all images have one size, of which no effect is to be expected.
     """
 
     width: PositiveInt = 1792

@@ -11,7 +11,15 @@ from typing import Any
 
 import torch
 from diffusers import PRXTransformer2DModel
-from diffusers.models.transformers.transformer_prx import apply_rope, get_image_ids, img2seq, seq2img
+from diffusers.models.embeddings import get_timestep_embedding
+from diffusers.models.transformers.transformer_prx import (
+    MLPEmbedder,
+    PRXResolutionEmbedder,
+    apply_rope,
+    get_image_ids,
+    img2seq,
+    seq2img,
+)
 from torch import Tensor, nn
 
 from prx.config import DenoiserConfig
@@ -25,12 +33,50 @@ def build(config: DenoiserConfig, channels: int, text_width: int) -> PRXTransfor
         in_channels=channels, patch_size=config.patch_size, context_in_dim=text_width,
         hidden_size=config.width, mlp_ratio=config.mlp_ratio, num_heads=config.heads, depth=config.depth,
         axes_dim=[half, half], theta=config.theta, bottleneck_size=config.bottleneck,
-        resolution_embeds=config.resolution == "vec",
     )  # fmt: skip
+    if config.resolution == "vec":
+        _add_resolution(model)
     for layer in (model.final_layer.linear, model.final_layer.adaLN_modulation[1]):
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
     return model
+
+
+def _add_resolution(model: PRXTransformer2DModel) -> None:
+    """Add diffusers' resolution embedder last, so that the other weights stay those of a model without it.
+
+    Its last layer starts at zero, so that nothing changes before it is trained.
+    """
+    model.resolution_embedder = PRXResolutionEmbedder(model.hidden_size, max_period=model.time_max_period)
+    model.register_to_config(resolution_embeds=True)
+    last = model.resolution_embedder.mlp.out_layer
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+
+
+class ResolutionTokens(nn.Module):
+    """Tell the denoiser the latent's height and width by two tokens before the projected text.
+
+    It lives beside the denoiser and not in it: diffusers knows no such tokens, and what it saves must
+    load again. Keys take part in every softmax, so that even a fresh token changes the attention.
+    Source: PRX's resolution-aware conditioning (Photoroom/PRX), mode "token"; no paper.
+    """
+
+    FREQUENCIES = 128
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.height = MLPEmbedder(self.FREQUENCIES, width)
+        self.width = MLPEmbedder(self.FREQUENCIES, width)
+
+    def forward(self, context: Tensor, mask: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Prepend the tokens of height and width: context [B, L + 2, D], mask [B, L + 2]."""
+        sides = torch.tensor([height, width], dtype=torch.float32, device=context.device)
+        waves = get_timestep_embedding(sides, self.FREQUENCIES, flip_sin_to_cos=True, downscale_freq_shift=0.0)
+        waves = waves.to(self.height.in_layer.weight.dtype)
+        tokens = torch.stack([self.height(waves[0]), self.width(waves[1])]).to(context.dtype)
+        shown = torch.ones(len(mask), 2, dtype=mask.dtype, device=mask.device)
+        return torch.cat([tokens.expand(len(context), -1, -1), context], dim=1), torch.cat([shown, mask], dim=1)
 
 
 def walk(
@@ -45,17 +91,20 @@ def walk(
     router: TokenRouter | None = None,
     route: Route | None = None,
     until: int | None = None,
+    resolution: ResolutionTokens | None = None,
 ) -> tuple[Tensor, dict[int, Tap]]:
     """Run the denoiser.
 
     Shapes: noised [B, C, H, W], t [B] in [0, 1], text [B, L, text width], mask [B, L] (True at tokens).
     Without a route every token runs; a router still merges. `until` ends after that block, with the taps
-    alone. Returns the output [B, C, H, W] and the taps.
+    alone; `resolution` puts its tokens before the text. Returns the output [B, C, H, W] and the taps.
     """
     dtype = model.txt_in.weight.dtype
-    context = model.txt_in(text.to(dtype))
-    tokens = model.img_in(img2seq(noised.to(dtype), model.patch_size))
     batch, _, height, width = noised.shape
+    context = model.txt_in(text.to(dtype))
+    if resolution is not None:
+        context, mask = resolution(context, mask, height, width)
+    tokens = model.img_in(img2seq(noised.to(dtype), model.patch_size))
     position = model.pe_embedder(get_image_ids(batch, height, width, model.patch_size, noised.device))
     time = _conditioning(model, t, height, width, tokens.dtype)
     taps: dict[int, Tap] = {}

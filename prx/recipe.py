@@ -211,8 +211,30 @@ def build(config: RunConfig) -> TrainStep:
         model = denoiser.build(config.denoiser, shape.channels, text.text_width(config.text.encoder))
         losses = {name: _loss(config, name, shape) for name in config.losses}
         router = _router(config, shape)
+        resolution = _resolution(config)
+        trained = _trained_tokenizer(config, shape)
+    if config.denoiser.init is not None:
+        starting_point.load(model, config.denoiser.init)
     autocast = config.precision == "fp32_autocast_bf16"
-    return TrainStep(model, objective(config), losses, router, grid=shape.grid, autocast=autocast)
+    step = TrainStep if trained is None else end_to_end.EndToEnd
+    return step(
+        model, objective(config), losses, router, grid=shape.grid, autocast=autocast, resolution=resolution,
+        tokenizer=trained,
+    )  # fmt: skip
+
+
+def _trained_tokenizer(config: RunConfig, shape: RunShape) -> TrainedTokenizer | None:
+    if end_to_end.TRAINED not in shape.provides:
+        return None
+    torch.manual_seed(rng.torch_seed(config.seed, "init/tokenizer"))
+    return registry.resolve("tokenizer", config.tokenizer.use)(config.tokenizer, torch.device("cpu"))
+
+
+def _resolution(config: RunConfig) -> denoiser.ResolutionTokens | None:
+    if config.denoiser.resolution != "token":
+        return None
+    torch.manual_seed(rng.torch_seed(config.seed, "init/resolution"))
+    return denoiser.ResolutionTokens(config.denoiser.width)
 
 
 def _router(config: RunConfig, shape: RunShape) -> TokenRouter | None:

@@ -65,7 +65,7 @@ class StraightPath(Objective):
 
     SEARCH = SEARCH
 
-    def __init__(self, config: PathConfig) -> None:
+    def __init__(self, config: Any) -> None:
         self.config = config
         self.noise_scale = config.noise_scale
 

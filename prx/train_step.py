@@ -10,8 +10,8 @@ import torch
 from diffusers import PRXTransformer2DModel
 from torch import Tensor, nn
 
-from prx.denoiser import walk
-from prx.interfaces import LossTerm, Objective, Route, StepView, TokenRouter
+from prx.denoiser import ResolutionTokens, walk
+from prx.interfaces import LossTerm, Objective, Route, StepView, TokenRouter, TrainedTokenizer
 
 MAIN_TERM = "objective"
 
@@ -67,6 +67,8 @@ class TrainStep(nn.Module):
         *,
         grid: tuple[int, int],
         autocast: bool = False,
+        resolution: ResolutionTokens | None = None,
+        tokenizer: TrainedTokenizer | None = None,
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
@@ -75,8 +77,12 @@ class TrainStep(nn.Module):
         self.router = router
         self.grid = grid
         self.autocast = autocast
+        self.resolution = resolution
+        self.tokenizer = tokenizer
         self.mean_clean: Tensor | None = None
         """Mean latent [C, H, W], for terms that correct the velocity when sampling."""
+        self.acting: Mapping[str, float] | None = None
+        """Weights of the terms that acted in the last update, for the same; None means all, as configured."""
 
     def _precision(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.autocast)
@@ -109,6 +115,7 @@ class TrainStep(nn.Module):
             self.denoiser, sample.noised, batch.t, batch.text, batch.mask,
             tapped={term.layer for term in terms if term.layer is not None},
             attended={layer for term in terms for layer in term.attended}, router=self.router, route=route,
+            resolution=self.resolution,
         )  # fmt: skip
         velocity = self.objective.to_velocity(output.float(), sample.noised, batch.t)
         wanted = any(term.wants_estimate for term in terms)
@@ -121,10 +128,12 @@ class TrainStep(nn.Module):
     def predict(self, noised: Tensor, t: Tensor, text: Tensor, mask: Tensor, route: Route | None = None) -> Tensor:
         """Predict the velocity [B, C, H, W] in float32; what a sampler integrates. Dense without a route."""
         with self._precision(noised.device):
-            output, _ = walk(self.denoiser, noised, t, text, mask, router=self.router, route=route)
+            output, _ = walk(
+                self.denoiser, noised, t, text, mask, router=self.router, route=route, resolution=self.resolution
+            )
         velocity = self.objective.to_velocity(output.float(), noised, t)
-        for term in self.losses.values():
-            assert isinstance(term, LossTerm)
-            if term.corrects and self.mean_clean is not None:
-                velocity = term.correct(velocity, self.mean_clean, term.config.weight)
+        for weight, term in self._terms(self.acting).values():
+            if term.corrects:
+                assert self.mean_clean is not None
+                velocity = term.correct(velocity, self.mean_clean, weight)
         return velocity

@@ -43,6 +43,10 @@ class Trainer:
         self.engine = Engine(config, recipe.build(config))
         self.tokenizer = recipe.tokenizer(config.tokenizer, self.engine.device)
         self.batches = Batches(config, cache, self.engine.module, rank_and_world()[0])
+        self.tokenizer = self.batches.tokenizer
+        module = self.engine.module
+        if any(term.corrects for term in module.losses.values()):
+            module.mean_clean = self.batches.mean_clean().to(self.engine.device)
         self.prompts = Prompts(config, cache, self.batches, self.tokenizer)
         self.step = 0
 
@@ -91,7 +95,9 @@ class Trainer:
         """Draw `evaluation.num_samples` images, uint8 [N, 3, S, S], for fixed prompts and fixed noise."""
         total, size = self.config.evaluation.num_samples, self.config.evaluation.batch_size
         self.engine.module.eval()
-        parts = [self._draw(start, min(start + size, total)) for start in range(0, total, size)]
+        self.engine.module.acting = self.batches.weights(max(self.step - 1, 0))
+        with self.engine.sampling_weights():
+            parts = [self._draw(start, min(start + size, total)) for start in range(0, total, size)]
         self.engine.module.train()
         return torch.cat(parts)
 
