@@ -119,6 +119,7 @@ class Engine:
         """
         self._step, self._losses, self._terms, self._moved = step, [], [], False
         self._set_rate(step)
+        self._forget_gradients()
         before = self._copy_to_compare(step)
         for micro in batch.split(self.config.micro_batch):
             loss, terms = self.engine(micro.map(lambda tensor: tensor.to(self.device, non_blocking=True)))
@@ -133,6 +134,11 @@ class Engine:
         if self.ema is not None:
             self.ema.update(step + 1)
         return self._means() | self._lost(before)
+
+    def _forget_gradients(self) -> None:
+        """Clear ZeRO 3's gradients: of a parameter without one, as when its term has stopped, it keeps the last."""
+        if self.config.infrastructure.zero_stage == 3:
+            self.engine.optimizer.grad_partitions_flat_buffer.zero_()
 
     def _refuse_non_finite(self) -> None:
         """Stop on every rank, before anything moves, when a loss or a gradient is not finite.

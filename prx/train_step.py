@@ -107,6 +107,14 @@ class TrainStep(nn.Module):
                 loss = loss + weight * values[name]
         return loss, {name: value.detach() for name, value in values.items()}
 
+    def term_and_objective(self, batch: StepBatch, name: str) -> tuple[Tensor, Tensor]:
+        """Compute one term and the objective's loss in one pass, unweighted and differentiable."""
+        term = self.losses[name]
+        assert isinstance(term, LossTerm)
+        with self._precision(batch.clean.device):
+            values = self.values(batch, [term])
+        return values[name], values[MAIN_TERM]
+
     def values(self, batch: StepBatch, terms: Sequence[LossTerm]) -> dict[str, Tensor]:
         """Compute the objective's loss and the terms', unweighted and differentiable, in one pass."""
         sample = self.objective.sample(batch.clean, batch.noise, batch.t)

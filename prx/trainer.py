@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from prx import conflict, recipe
 from prx import images as pictures
-from prx import recipe
 from prx.batches import Batches, Prompts
-from prx.config import RunConfig
+from prx.config import AlignmentConfig, ConflictStop, RunConfig
 from prx.engine import Engine, mean, rank_and_world
 from prx.errors import UserError
 from prx.sampling import draw
+from prx.train_step import StepBatch
 
 _NAME = re.compile(r"step-(\d+)$")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What one call of `advance` did. `step_seconds` are training only, a value a step."""
+    """What one call of `advance` did. `step_seconds` are training only, a value a step.
+
+    `terms` averages each over the steps at which it acted; `conflict/NAME` is the agreement of a term's
+    gradient with the objective's, where it was measured.
+    """
 
     step: int
     loss: float
@@ -58,12 +65,35 @@ class Trainer:
         """
         started, durations, history = time.perf_counter(), [], []
         while self.step < until and time.perf_counter() - started < seconds:
+            measured = self._end_terms()
             before = time.perf_counter()
-            history.append(self.engine.train(self.batches.batch(self.step), self.step))
+            history.append(self.engine.train(self.batches.batch(self.step), self.step) | measured)
             self.step += 1
             durations.append(time.perf_counter() - before)
-        means = {name: mean([row[name] for row in history]) for name in (history[0] if history else ())}
+        names = dict.fromkeys(name for row in history for name in row)
+        means = {name: mean([row[name] for row in history if name in row]) for name in names}
         return Progress(self.step, means.pop("loss", float("nan")), means, durations)
+
+    def _end_terms(self) -> dict[str, float]:
+        """Measure the terms for which it is time, and end those that fight the objective."""
+        found = {}
+        for name in self.batches.weights(self.step):
+            part = self.config.losses[name]
+            stop = part.stop_when if isinstance(part, AlignmentConfig) else None
+            if stop is None or not stop.due_at(self.step):
+                continue
+            value = conflict.agreement(self.engine.module, name, stop, partial(self._probes, name, stop))
+            if value is not None:
+                found[f"conflict/{name}"] = value
+                if value < stop.below:
+                    self.batches.stopped[name] = self.step
+        return found
+
+    def _probes(self, name: str, stop: ConflictStop, t: float) -> Iterator[StepBatch]:
+        """Give this worker's micro-batches of the images that a conflict is measured on."""
+        for number in range(math.ceil(stop.num_samples / self.config.batch_size)):
+            batch = self.batches.probe(number, name, t, self.step).map(lambda tensor: tensor.to(self.engine.device))
+            yield from batch.split(self.config.micro_batch)
 
     def save(self) -> None:
         """Keep a checkpoint of this step and drop older ones."""
