@@ -159,6 +159,14 @@ class TextConfig(Strict):
     caption_dropout: Probability = 0.1
 
 
+class InitConfig(Strict):
+    """Weights to start from: a folder or hub id of a `PRXTransformer2DModel` that diffusers saved."""
+
+    path: str
+    subfolder: str | None = None
+    revision: str | None = None
+
+
 class DenoiserConfig(Strict):
     """Shape of the PRX transformer; defaults are PRX-1.2B.
 
@@ -175,6 +183,7 @@ class DenoiserConfig(Strict):
     theta: PositiveInt = 10_000
     bottleneck: PositiveInt | None = None
     resolution: Literal["off", "vec", "token"] = "off"
+    init: InitConfig | None = None
 
 
 class SamplingConfig(Strict):

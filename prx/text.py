@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prx import loaders
+from prx import loaders, modelfiles
 from prx.errors import UserError
 
 VERSION = 2
+MODEL_TYPE = "t5gemma"
 
 
 def identity(path: str, max_tokens: int) -> str:
@@ -25,9 +26,12 @@ def text_width(path: str) -> int:
         UserError: The folder holds no text encoder.
     """
     found = loaders.read_config(path)
-    inner = found["encoder"] if isinstance(found.get("encoder"), dict) else found
-    if "hidden_size" not in inner:
-        raise UserError(f"{path!r} holds no text encoder: its config.json has no hidden_size")
+    if found.get("model_type") != MODEL_TYPE:
+        held = found.get("model_type") or found.get("_class_name")
+        raise UserError(f"{path!r} must hold a text encoder with model_type {MODEL_TYPE!r}, got {held!r}")
+    inner = found.get("encoder")
+    if not isinstance(inner, dict) or "hidden_size" not in inner:
+        raise UserError(f"{path!r} holds no text encoder: its config.json has no encoder.hidden_size")
     return int(inner["hidden_size"])
 
 
@@ -40,13 +44,12 @@ class TextEncoder:
     def __init__(self, path: str, max_tokens: int, device: torch.device) -> None:
         from transformers import AutoTokenizer, T5GemmaEncoderModel
 
-        target = loaders.resolve(path)
-        local = loaders.options(target)["local_files_only"]
+        folder = loaders.folder(path)
+        modelfiles.read_json(folder / "tokenizer.json", loaders.place(path).how)
         try:
-            given = {"local_files_only": local, "padding_side": "right"}
-            self.tokenizer = AutoTokenizer.from_pretrained(target, **given)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="right")
         except (OSError, ValueError) as error:
-            raise UserError(f"{path!r}: the text tokenizer cannot be loaded ({error})") from error
+            raise UserError(f"{path!r}: the text tokenizer in {folder} cannot be loaded ({error})") from error
         # The published folders hold encoder and decoder; the class takes the encoder only when told so.
         model = loaders.load(T5GemmaEncoderModel, path, dtype=torch.float32, is_encoder_decoder=False)
         self.model = model.to(device)
