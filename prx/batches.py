@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,9 @@ class Batches:
         self.stopped: dict[str, int] = {}
         """Terms that ended during the run, and the step from which on they are absent."""
         self.null = cache.read(root, caches.null.key)
-        self.tokenizer = recipe.tokenizer(config.tokenizer, recipe.device_of(config))
+        self.tokenizer: ImageTokenizer = (
+            recipe.tokenizer(config.tokenizer, recipe.device_of(config)) if step.tokenizer is None else step.tokenizer
+        )
         share = config.batch_size // config.infrastructure.workers
         self.rows = np.arange(rank * share, (rank + 1) * share)
         self.length = max(text.take("mask", np.array([0])).shape[1] for text in (*self.texts.values(), self.null))
@@ -60,8 +63,9 @@ class Batches:
         pairs = self._pairs(step, order, choice, dropped, weights)
         noise = normal(stream(seed, "noise", step), total, *self.latent_shape())
         wanted = np.arange(total) if pairs else self.rows
-        clean = torch.empty(total, *self.latent_shape())
-        clean[wanted] = self._clean(step, order, wanted)
+        clean = torch.full((total, *self.latent_shape()), float("nan"))
+        if self.module.tokenizer is None:
+            clean[wanted] = self._clean(step, order, wanted)
         if t is None:
             t = self.module.objective.timesteps(total, stream(seed, "timestep", step))
         text, mask = self._text(order, choice, dropped)
@@ -75,8 +79,16 @@ class Batches:
             partners={name: velocity[index[self.rows]] for name, index in pairs.items()},
             kept=None if route is None else route.kept[rows],
             skipped=None if route is None or route.skipped is None else route.skipped[rows],
-            unconditional=torch.from_numpy(dropped[self.rows]), weights=weights,
+            unconditional=torch.from_numpy(dropped[self.rows]), weights=weights, **self._pictures(step, order, choice),
         )  # fmt: skip
+
+    def _pictures(self, step: int, order: np.ndarray, choice: np.ndarray) -> dict[str, Any]:
+        """Read what a trained tokenizer makes latents from, and the captions that its own pass sees."""
+        if self.module.tokenizer is None:
+            return {}
+        images, posterior = self.latents.take("images", order[self.rows]), self._posterior(step, len(order))
+        text, mask = self._text(order, choice, np.zeros(len(order), dtype=bool))
+        return {"images": images, "posterior": posterior[self.rows], "captions": {"text": text, "mask": mask}}
 
     def weights(self, step: int) -> dict[str, float]:
         """Give the weights of the terms that act at a step."""
@@ -107,8 +119,11 @@ class Batches:
         return (total / num).float()
 
     def _clean(self, step: int, order: np.ndarray, rows: np.ndarray) -> Tensor:
-        noise = normal(stream(self.config.seed, "posterior", step), len(order), *self.latent_shape())
+        noise = self._posterior(step, len(order))
         return self.tokenizer.latent(self.latents.take("moments", order[rows]), noise[rows])
+
+    def _posterior(self, step: int, num: int) -> Tensor:
+        return normal(stream(self.config.seed, "posterior", step), num, *self.latent_shape())
 
     def _pairs(
         self, step: int, order: np.ndarray, choice: np.ndarray, dropped: np.ndarray, weights: Mapping[str, float]
@@ -170,6 +185,15 @@ def read_text(data: Rows, index: np.ndarray, length: int) -> tuple[Tensor, Tenso
     text, mask = data.take("embeddings", index), data.take("mask", index).bool()
     missing = max(0, length - mask.shape[1])
     return torch.nn.functional.pad(text, (0, 0, 0, missing)), torch.nn.functional.pad(mask, (0, missing))
+
+
+def seed_normalisation(module: TrainStep, config: RunConfig, root: Path) -> None:
+    """Let a tokenizer that is trained begin with the latent statistics measured on the training sets."""
+    if module.tokenizer is None:
+        return
+    measured = prepare.read(root, prepare.plan(config, root).statistics)
+    mean, square = measured.take("channels", np.arange(measured.num)).mean(0)
+    module.tokenizer.start_from(mean, square - mean.square())
 
 
 class Prompts:

@@ -242,6 +242,48 @@ class ImageTokenizer(Technique, ABC):
         """Name weights and preprocessing, for cache keys."""
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """Latents of one batch as a trained tokenizer makes them, [B, C, H, W], and their posterior's divergence."""
+
+    latents: Tensor
+    divergence: Tensor
+
+
+class TrainedTokenizer(nn.Module, ImageTokenizer, ABC):
+    """A tokenizer that learns with the denoiser; part of `TrainStep`, so trained and checkpointed with it.
+
+    Its normalisation stands between its own latents and the denoiser, whose latents have unit scale.
+    `align_weight` weighs alignment in its loss, where a term's own weight counts for the denoiser.
+    """
+
+    align_weight: float
+
+    @abstractmethod
+    def draw(self, images: Tensor, noise: Tensor) -> Drawn:
+        """Encode images in [-1, 1] and draw latents, not normalised yet; differentiable."""
+
+    @abstractmethod
+    def normalise(self, latents: Tensor) -> Tensor:
+        """Bring latents to unit scale by running statistics; differentiable."""
+
+    @abstractmethod
+    def normalise_batch(self, latents: Tensor) -> Tensor:
+        """Bring latents to unit scale by their own statistics, which the running ones follow; no gradient."""
+
+    @abstractmethod
+    def losses(self, images: Tensor, drawn: Drawn) -> dict[str, tuple[float, Tensor]]:
+        """Compute the tokenizer's own losses: (weight, value) by name."""
+
+    @abstractmethod
+    def measure(self, images: Tensor) -> Tensor:
+        """Give the mean and the mean square of every channel of these images' latents: [2, C]."""
+
+    @abstractmethod
+    def start_from(self, mean: Tensor, var: Tensor) -> None:
+        """Begin with running statistics [C] measured on the training data."""
+
+
 class LossTerm(nn.Module, Technique, ABC):
     """A term added to the objective's loss, unweighted; `TrainStep` applies the weight, once.
 

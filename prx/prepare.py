@@ -18,11 +18,14 @@ from prx import images as pictures
 from prx.cache import CacheKey, Joined, Rows
 from prx.config import RunConfig
 from prx.data import Dataset
+from prx.end_to_end import TRAINED
 from prx.errors import DataError
 from prx.interfaces import TeacherSpec
 
 Report = Callable[[str, int, int], None]
 BATCH = 128
+MEASURED = 1024
+"""Images of a training set that the latents of a tokenizer yet to be trained are measured on."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,12 @@ class Caches:
     null: Job
     prompts: Job
     targets: dict[str, list[Job]]
+    statistics: list[Job]
 
     def all(self) -> list[Job]:
         """List every job."""
         texts, targets = (chain.from_iterable(jobs.values()) for jobs in (self.texts, self.targets))
-        return [*self.latents, *texts, self.null, self.prompts, *targets]
+        return [*self.latents, *texts, self.null, self.prompts, *targets, *self.statistics]
 
 
 def plan(config: RunConfig, root: Path) -> Caches:
@@ -65,17 +69,19 @@ def plan(config: RunConfig, root: Path) -> Caches:
     train = datasets.train_sets(config.data, root / "data")
     held_out = datasets.reference_data(config.data, root / "data")
     shape = recipe.shape_of(config)
+    trained = TRAINED in shape.provides
     targets = {}
     for name, part in config.losses.items():
         spec = registry.resolve("loss", part.use).teacher(part, shape)
         if spec is not None:
             targets[name] = [_teacher_job(config, dataset, spec) for dataset in train]
     return Caches(
-        latents=[_latent_job(config, dataset) for dataset in train],
+        latents=[(_image_job if trained else _latent_job)(config, dataset) for dataset in train],
         texts={column: [_text_job(config, dataset, column) for dataset in train] for column in config.data.captions},
         null=_null_job(config),
         prompts=_text_job(config, held_out, config.data.prompt_column, "prompts"),
         targets=targets,
+        statistics=[_statistics_job(config, dataset) for dataset in train] if trained else [],
     )
 
 
@@ -142,6 +148,37 @@ def _latent_job(config: RunConfig, dataset: Dataset) -> Job:
     key = CacheKey("latents", f"{identity}:size={size}", dataset.fingerprint)
     values = 2 * channels * (size // downsample) ** 2
     return Job(key, f"latents ({_short(part)})", dataset.num, values, parts)
+
+
+def _image_job(config: RunConfig, dataset: Dataset) -> Job:
+    """Keep the pictures themselves: latents of a tokenizer that is trained are of one step only."""
+    size = config.data.image_size
+
+    def parts() -> Iterator[Mapping[str, Tensor]]:
+        for images in _images(config, dataset):
+            yield {"images": images}
+
+    key = CacheKey("images", f"uint8:size={size}:{config.data.image_column}", dataset.fingerprint)
+    return Job(key, "images", dataset.num, 3 * size**2 // 2, parts)  # a value is half as long as the others'
+
+
+def _statistics_job(config: RunConfig, dataset: Dataset) -> Job:
+    part, num = config.tokenizer, min(MEASURED, dataset.num)
+    technique = registry.resolve("tokenizer", part.use)
+
+    def parts() -> Iterator[Mapping[str, Tensor]]:
+        tokenizer, found, left = technique(part, _device(config)), [], num
+        for images in _images(config, dataset):
+            shown = images[:left]
+            found.append(tokenizer.measure(pictures.to_unit(shown.to(_device(config)))).cpu() * len(shown))
+            left -= len(shown)
+            if not left:
+                break
+        yield {"channels": (torch.stack(found).sum(0) / num).unsqueeze(0)}
+
+    identity = f"{recipe.tokenizer_identity(part)}:size={config.data.image_size}:first={num}"
+    key = CacheKey("statistics", identity, dataset.fingerprint)
+    return Job(key, f"latent statistics ({_short(part)})", 1, 2 * technique.geometry(part)[0], parts)
 
 
 def _images(config: RunConfig, dataset: Dataset) -> Iterator[Tensor]:

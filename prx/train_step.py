@@ -24,6 +24,10 @@ class StepBatch:
     `targets` [B, N, E], `attention` [B, layers, heads, N, N] and `partners` [B, C, H, W] by term; `kept`
     [B, K] and `skipped` [B], the router's choice; `unconditional` [B]. `weights` names the terms that act
     at this step; None means all of them, as configured.
+
+    A tokenizer that is trained makes the latents itself, from `images`, uint8 [B, 3, S, S], with the noise
+    of its `posterior` [B, C, H, W]; `clean` holds no number until then. `captions` has `text` and `mask` as
+    above, before any caption was dropped.
     """
 
     clean: Tensor
@@ -38,6 +42,9 @@ class StepBatch:
     skipped: Tensor | None = None
     unconditional: Tensor | None = None
     weights: Mapping[str, float] | None = None
+    images: Tensor | None = None
+    posterior: Tensor | None = None
+    captions: Mapping[str, Tensor] = field(default_factory=dict)
 
     def map(self, function: Any) -> StepBatch:
         """Apply a function to every tensor."""
