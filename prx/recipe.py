@@ -10,10 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from prx import denoiser, loaders, registry, rng, teachers, text
+from prx import denoiser, end_to_end, loaders, registry, rng, starting_point, teachers, text
 from prx.config import PartConfig, RunConfig
 from prx.errors import Problem, UserError
-from prx.interfaces import ImageTokenizer, LossTerm, Objective, OptimizerFactory, RunShape, TokenRouter
+from prx.interfaces import (
+    ImageTokenizer,
+    LossTerm,
+    Objective,
+    OptimizerFactory,
+    RunShape,
+    TokenRouter,
+    TrainedTokenizer,
+)
 from prx.train_step import MAIN_TERM, TrainStep
 
 PURE_STAGES = "1..3"
@@ -69,7 +77,11 @@ def problems(config: RunConfig) -> list[Problem]:
     found = [*_sizes(config), *_batching(config), *_models(config), *_average(config)]
     if any(problem.path.startswith("tokenizer") for problem in found):
         return found
-    return found + list(_parts(config, shape_of(config)))
+    shape = shape_of(config)
+    if not any(problem.path in {"denoiser.heads", "text.encoder"} for problem in found):
+        width = text.text_width(config.text.encoder)
+        found += starting_point.problems(config.denoiser, shape.channels, width)
+    return found + list(_parts(config, shape))
 
 
 def _sizes(config: RunConfig) -> Iterator[Problem]:
@@ -129,6 +141,7 @@ def _parts(config: RunConfig, shape: RunShape) -> Iterator[Problem]:
             yield from _name_problems(path)
             yield from _loss_problems(config, path, technique.teacher(part, shape))
     yield from _guidance(config, shape)
+    yield from end_to_end.problems(config, shape)
     if any(_pairs(part) for part in config.losses.values()) and config.batch_size < 2:
         yield Problem("batch_size", "must be at least 2 for a loss that pairs samples, got 1")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prx import conflict, recipe
 from prx import images as pictures
-from prx.batches import Batches, Prompts
+from prx.batches import Batches, Prompts, seed_normalisation
 from prx.config import AlignmentConfig, ConflictStop, RunConfig
 from prx.engine import Engine, mean, rank_and_world
 from prx.errors import UserError
@@ -47,8 +47,9 @@ class Trainer:
         if config.infrastructure.threads:
             torch.set_num_threads(config.infrastructure.threads)
         self.config, self.folder = config, folder
-        self.engine = Engine(config, recipe.build(config))
-        self.tokenizer = recipe.tokenizer(config.tokenizer, self.engine.device)
+        built = recipe.build(config)
+        seed_normalisation(built, config, cache)
+        self.engine = Engine(config, built)
         self.batches = Batches(config, cache, self.engine.module, rank_and_world()[0])
         self.tokenizer = self.batches.tokenizer
         module = self.engine.module

@@ -21,6 +21,7 @@ from prx.registry import TECHNIQUES
 from prx.rng import stream
 
 SHAPE = RunShape(channels=4, latent_size=4, depth=2, grid=(4, 4))
+PICTURES = RunShape(3, 16, depth=2, grid=(4, 4), provides=frozenset({"pixels", "clean_prediction"}))
 BASES = {
     "objective": interfaces.Objective,
     "tokenizer": interfaces.ImageTokenizer,
@@ -37,6 +38,7 @@ class Case:
     settings: dict[str, Any] = field(default_factory=dict)
     arguments: tuple[Any, ...] = ()
     view: dict[str, Any] = field(default_factory=dict)
+    shape: RunShape = SHAPE
 
 
 def tokens(*shape: int) -> torch.Tensor:
@@ -48,6 +50,7 @@ CASES: dict[tuple[str, str], Case] = {
     ("objective", "x_prediction"): Case(),
     ("tokenizer", "autoencoder"): Case({"path": "kl"}),
     ("tokenizer", "pixels"): Case(),
+    ("tokenizer", "repa_e"): Case({"path": "kl"}),
     ("optimizer", "adamw"): Case(),
     ("optimizer", "muon"): Case(),
     ("loss", "repa"): Case(
@@ -68,6 +71,8 @@ CASES: dict[tuple[str, str], Case] = {
             "attention": {"term": tokens(3, 1, 2, 16, 16).softmax(-1)},
         },
     ),
+    ("loss", "lpips"): Case({"network": "embedded:inception"}, (), {"estimate": tokens(3, 3, 16, 16) / 2}, PICTURES),
+    ("loss", "p_dino"): Case({"teacher": "embedded:dinov2"}, (), {"estimate": tokens(3, 3, 16, 16) / 2}, PICTURES),
     ("loss", "contrastive"): Case(view={"taps": {}, "partners": {"term": tokens(3, 4, 4, 4)}}),
     ("routing", "tread"): Case(),
     ("routing", "sprint"): Case(),
@@ -142,7 +147,7 @@ def test_search_ranges_are_plain_data_about_real_settings(entry):
 
 
 def test_problems_need_nothing_but_the_configuration(entry):
-    found = registry.resolve(*entry).problems(config_of(entry), SHAPE)
+    found = registry.resolve(*entry).problems(config_of(entry), CASES[entry].shape)
     assert found == []
     assert all(isinstance(key, str) and isinstance(message, str) for key, message in found)
 
@@ -167,13 +172,15 @@ LOSSES = sorted(entry for entry in TECHNIQUES if entry[0] == "loss")
 
 def built(entry: tuple[str, str], **changes: Any) -> interfaces.LossTerm:
     torch.manual_seed(0)
-    return registry.resolve(*entry)("term", config_of(entry, **changes), SHAPE, *CASES[entry].arguments)
+    return registry.resolve(*entry)("term", config_of(entry, **changes), CASES[entry].shape, *CASES[entry].arguments)
 
 
 def view_of(entry: tuple[str, str]) -> StepView:
-    clean, noise, t = tokens(3, 4, 4, 4), tokens(3, 4, 4, 4) * 2, torch.full((3,), 0.5)
+    shape = CASES[entry].shape
+    clean = tokens(3, shape.channels, shape.latent_size, shape.latent_size)
+    noise, t = clean * 2, torch.full((3,), 0.5)
     sample = FlowSample(clean, noise, t, (clean + noise) / 2)
-    return StepView(sample, tokens(3, 4, 4, 4) - 1, **{"grid": (4, 4)} | CASES[entry].view)
+    return StepView(sample, clean - 1, **{"grid": (4, 4)} | CASES[entry].view)
 
 
 @pytest.mark.parametrize("entry", LOSSES, ids="-".join)

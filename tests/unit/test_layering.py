@@ -24,7 +24,11 @@ TECHNIQUES_MAY = {
     "prx.images",
     "prx.rng",
     "prx.layers",
+    "prx.latent_norm",
+    "prx.discriminator",
     "prx.timesteps",
+    "prx.perceptual_net",
+    "prx.teachers",
 }
 PACKAGES = ("prx", "evaluation", "cluster", "sweeps")
 FILES = [path for package in (*PACKAGES, "tests") for path in sorted((ROOT / package).rglob("*.py"))]
