@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -19,8 +21,9 @@ SHAPE = RunShape(channels=4, latent_size=8, depth=2, grid=(8, 8))
 FLOW = Velocity(Velocity.Config(use="velocity"))
 
 
-def term(weight: float = WEIGHT) -> Contrastive:
-    return Contrastive("contrastive", Contrastive.Config(use="contrastive", weight=weight), SHAPE)
+def term(weight: float = WEIGHT, dropout: float = 0.0, **settings) -> Contrastive:
+    config = Contrastive.Config(use="contrastive", weight=weight, **settings)
+    return Contrastive("contrastive", config, replace(SHAPE, caption_dropout=dropout))
 
 
 def pair(num: int, rng: np.random.Generator, weight: float = WEIGHT) -> np.ndarray:
@@ -72,8 +75,7 @@ def test_optimum_on_gaussian_data_is_too_long_by_a_known_factor(t):
     factor = torch.tensor(0.0, requires_grad=True)
     # The loss is a parabola in the factor, so that its gradient at 0 and 1 gives the vertex.
     slopes = [
-        torch.autograd.grad(total((factor + at) * sample.noised, sample, partner), factor)[0]
-        for at in (0.0, 1.0)
+        torch.autograd.grad(total((factor + at) * sample.noised, sample, partner), factor)[0] for at in (0.0, 1.0)
     ]
     vertex = float(slopes[0] / (slopes[0] - slopes[1]))
     best = (t - (1 - t)) / ((1 - t) ** 2 + t**2)
