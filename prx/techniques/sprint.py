@@ -84,8 +84,8 @@ class Sprint(TokenRouter):
     def draw_dense(self, num: int, grid: tuple[int, int], rng: np.random.Generator) -> Route:
         """Keep every token; samples go on skipping the deep path, as in the paper's fine-tuning.
 
-        A route even where nobody skips: the mask token then has a gradient of zero, not none, for which
-        ZeRO 3 would take that of the last step that had one.
+        A route even where nobody skips: the mask token then has a gradient of zero rather than none, which the
+        optimizer's momentum would treat differently at ZeRO 0 than at other stages.
         """
         return Route(torch.arange(grid[0] * grid[1]).repeat(num, 1), self._skipped(num, rng))
 

@@ -210,3 +210,18 @@ def test_a_run_samples_alike_in_any_batch_size(world, tmp_path, use, guidance):
             steered = draw(trainer.engine.module, trainer.prompts.chunk(0, 4), trainer.config.sampling)
             assert not torch.allclose(plain, steered, atol=1e-3)
     assert (found[0] - found[1]).abs().max() <= 1
+
+
+@pytest.mark.parametrize("guidance", ["text", "path_drop"])
+def test_averaged_weights_sample_through_the_router_too(world, tmp_path, guidance):
+    """An average that keeps nothing of the past is the model, its fusion and mask token included."""
+    found = []
+    for weights, decay in (("model", 0.0), ("ema", 0.0), ("ema", 0.9)):
+        sampling = {"num_steps": 3, "guidance_scale": 3.0, "guidance": guidance, "weights": weights}
+        changes = {"sampling": sampling, "ema": {"decay": decay, "every": 1}, "routing": {"use": "sprint"}}
+        with running(world, tmp_path, optimizer={"use": "adamw", "lr": 1e-2}, **changes) as trainer:
+            with torch.enable_grad():
+                trainer.advance(4)
+            found.append(trainer.sample())
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
