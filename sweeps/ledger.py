@@ -97,6 +97,10 @@ class Ledger:
         step = max(journal.boundaries, default=0)
         return TrialStatus(info, state, journal, step, replayed=set(journal.boundaries))
 
+    def reread(self, trial_id: str) -> None:
+        """Take over what was added to a trial's journal behind the ledger's back."""
+        self.trials[trial_id] = self._load(self.trials[trial_id].info)
+
     def begin(self) -> None:
         """Record what was settled before anything ran."""
         for status in self.trials.values():
@@ -134,6 +138,10 @@ class Ledger:
         if status.step == self.info.steps:
             self._change(status, TrialState("complete"), "complete")
         self.write()
+
+    def waits(self, trial_id: str, step: int) -> None:
+        """A trial waits for another one that trains the same segment."""
+        self._settle(trial_id, TrialState("paused", f"waits for step {step}, which another trial trains"), "paused")
 
     def paused(self, trial_id: str, step: int) -> None:
         """A trial waits at a rung."""

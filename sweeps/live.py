@@ -36,7 +36,9 @@ class Outlook(Protocol):
     def open_rungs(self) -> tuple[int, ...]:
         """Give the rungs not decided yet."""
 
-    factor: float
+    @property
+    def factor(self) -> float:
+        """About one trial in so many passes a rung."""
 
 
 class Display(AbstractContextManager["Display"]):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from evaluation.evaluate import Evaluator
+    from sweeps.history.keys import Lineage
 
 Report = Callable[[str, int, int], None]
 
@@ -41,6 +42,14 @@ def prepare(configs: Sequence[RunConfig], cache: Path, report: Report) -> None:
         _evaluator(shared, cache)
         report("references", done + 1, len(distinct))
     _evaluator.cache_clear()
+
+
+def lineage(config: RunConfig, cache: Path) -> Lineage:
+    """Name the states of a run whose data are prepared."""
+    from prx import prepare as encodings
+    from sweeps.history.keys import Lineage
+
+    return Lineage(config, encodings.plan(config, cache))
 
 
 def _shared(config: RunConfig) -> RunConfig:

@@ -28,6 +28,7 @@ from sweeps.results import SweepFolder, SweepInfo, TrialInfo, write_info
 from sweeps.status import exclusive
 
 if TYPE_CHECKING:
+    from sweeps.history.recall import Waypoint
     from sweeps.plan import Plan, Trial
     from sweeps.scheduler import RunAll
     from sweeps.submission import TrialQueue
@@ -59,6 +60,7 @@ def run_sweep(
     plan: Plan,
     *,
     store: Path,
+    history: str | Path | None = None,
     address: str | None = None,
     max_concurrent: int | None = None,
     parts: Parts | None = None,
@@ -68,6 +70,7 @@ def run_sweep(
 
     Args:
         store: Folder of all sweeps; on several nodes one that all of them see.
+        history: Folder or URI of everything ever trained, shared by sweeps; in the store unless told.
         address: Ray cluster to use; without one, a Ray instance of our own on this machine.
         max_concurrent: Trials at once at the most; as many as fit unless told.
         parts: What trials are made of; see `sweeps.trial.Parts`.
@@ -85,7 +88,8 @@ def run_sweep(
         environment(),
         _terminated_as_interrupted(),
     ):
-        run = _Run(plan, folder, parts or Parts(), console or Console(highlight=False))
+        where = history or store.absolute() / "history"
+        run = _Run(plan, folder, where, parts or Parts(), console or Console(highlight=False))
         return run.go(address, max_concurrent)
 
 
@@ -125,7 +129,8 @@ def sweep_info(plan: Plan) -> SweepInfo:
         for t in plan.trials
     )
     axes = tuple(spec.axes)
-    return SweepInfo(spec.name, metric, METRICS[metric].better, spec.trial.steps, spec.trial.eval_every, axes, trials)
+    better, trial = METRICS[metric].better, spec.trial
+    return SweepInfo(spec.name, metric, better, trial.steps, trial.eval_every, axes, trials, spec.article)
 
 
 @contextmanager
@@ -144,42 +149,107 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+class _Outlook:
+    """What early stopping has in store: before there is a scheduler, all that the sweep asks for."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._rungs, self._factor = plan.spec.rungs(), plan.spec.scheduler.reduction_factor
+        self.scheduler: RunAll | None = None
+
+    def open_rungs(self) -> tuple[int, ...]:
+        """Give the rungs that are not decided."""
+        return self.scheduler.open_rungs() if self.scheduler else tuple(self._rungs)
+
+    @property
+    def factor(self) -> float:
+        """About one trial in so many passes a rung."""
+        return self.scheduler.factor if self.scheduler else self._factor
+
+
 class _Run:
     """One run of one sweep, from folder to outcome."""
 
-    def __init__(self, plan: Plan, folder: SweepFolder, parts: Parts, console: Console) -> None:
+    def __init__(
+        self, plan: Plan, folder: SweepFolder, history: str | Path, parts: Parts, console: Console
+    ) -> None:
         self.plan, self.folder, self.parts, self.console = plan, folder, parts, console
         self.info = sweep_info(plan)
+        self.history = history
+        self.waypoints: dict[str, tuple[Waypoint, ...]] = {}
+        self.outlook = _Outlook(plan)
         write_info(folder, self.info)
         self.ledger = Ledger(folder, self.info, keep_pruned=plan.spec.scheduler.use == "asha")
 
     def go(self, address: str | None, max_concurrent: int | None) -> Outcome:
         """Replay what is known, train the rest."""
-        queue, scheduler = self._schedule()
-        self.ledger.begin()
         log = self.folder.logs
         self.console.print(f"logs: {log}", soft_wrap=True)
         interrupted = False
-        with open_display(self.ledger, self.console, scheduler, log) as display:
-            for line in self.ledger.damage:
-                display.say(line)
-            if not queue.waiting:
-                display.say("everything is trained already")
-            else:
-                self.ledger.listeners.append(display)
-                try:
-                    self._train(queue, scheduler, display, address, max_concurrent)
-                except KeyboardInterrupt:
-                    interrupted = True
+        with open_display(self.ledger, self.console, self.outlook, log) as display:
+            try:
+                self._work(display, address, max_concurrent)
+            except KeyboardInterrupt:
+                interrupted = True
         return self._outcome(interrupted)
 
+    def _work(self, display: Display, address: str | None, max_concurrent: int | None) -> None:
+        if self._pending():
+            self._prepare(display)
+            self._remember(display)
+        queue, scheduler = self._schedule()
+        self.outlook.scheduler = scheduler
+        self.ledger.begin()
+        for line in self.ledger.damage:
+            display.say(line)
+        if not queue.waiting:
+            display.say("everything is trained already")
+            return
+        self.ledger.listeners.append(display)
+        with self._attached(address, max(item.cpus for item in queue.waiting), max_concurrent) as attached:
+            self._open(queue, attached, max_concurrent)
+            display.say(f"{len(queue.waiting)} trials, {queue.max_concurrent} at a time")
+            self._tune(queue, scheduler)
+
+    def _pending(self) -> list[Trial]:
+        return [t for t in self.plan.trials if self.ledger.trials[t.trial_id].state.state == "pending"]
+
+    def _prepare(self, display: Display) -> None:
+        from sweeps.trial import load
+
+        configs = [trial.config for trial in self._pending()]
+        try:
+            load(self.parts.prepare)(configs, self.folder.cache, display.preparing)
+        except UserError as error:
+            raise locate(self.plan.settings, error) from error
+
+    def _remember(self, display: Display) -> None:
+        """Name the states of every trial that may train, and take over what the history knows of them."""
+        from sweeps.history.remember import recall, waypoints
+        from sweeps.trial import load
+
+        lineage = load(self.parts.lineage)
+        pending = self._pending()
+        runs = {trial.trial_id: (trial.config, lineage(trial.config, self.folder.cache)) for trial in pending}
+        self.waypoints = waypoints(runs)
+        found = 0
+        for trial_id, points in self.waypoints.items():
+            known = self.ledger.trials[trial_id].journal.boundaries
+            count = recall(str(self.history), points, self.folder.trial(trial_id), known)
+            if count:
+                self.ledger.reread(trial_id)
+            found += count
+        if found:
+            display.say(f"{found} boundaries are known from earlier sweeps")
+
     def _schedule(self) -> tuple[TrialQueue, RunAll]:
+        from sweeps.history.remember import Segments
         from sweeps.scheduler import make_scheduler
         from sweeps.submission import TrialQueue
 
-        live = [t for t in self.plan.trials if self.ledger.trials[t.trial_id].state.state == "pending"]
+        live = self._pending()
         queue = TrialQueue([self._submission(trial) for trial in live])
-        scheduler = make_scheduler(self.plan, self.info, queue, self.ledger)
+        segments = Segments(str(self.history), self.waypoints)
+        scheduler = make_scheduler(self.plan, self.info, queue, self.ledger, segments)
         given = {trial.trial_id for trial in live}
         for trial_id, status in self.ledger.trials.items():
             for step, entry in sorted(status.journal.boundaries.items()):
@@ -206,30 +276,11 @@ class _Run:
             metric=self.info.metric,
             trainer=self.parts.trainer,
             evaluate=self.parts.evaluate,
+            history=str(self.history),
+            waypoints=self.waypoints.get(trial.trial_id, ()),
         )
         infrastructure = trial.config.infrastructure
         return Submission(trial.trial_id, asdict(settings), infrastructure.threads or 1, infrastructure.device)
-
-    def _train(
-        self,
-        queue: TrialQueue,
-        scheduler: RunAll,
-        display: Display,
-        address: str | None,
-        max_concurrent: int | None,
-    ) -> None:
-        from sweeps.trial import load
-
-        waiting = {item.trial_id for item in queue.waiting}
-        configs = [trial.config for trial in self.plan.trials if trial.trial_id in waiting]
-        try:
-            load(self.parts.prepare)(configs, self.folder.cache, display.preparing)
-        except UserError as error:
-            raise locate(self.plan.settings, error) from error
-        with self._attached(address, max(item.cpus for item in queue.waiting), max_concurrent) as attached:
-            self._open(queue, attached, max_concurrent)
-            display.say(f"{len(waiting)} trials, {queue.max_concurrent} at a time")
-            self._tune(queue, scheduler)
 
     def _attached(self, address: str | None, cpus: int, max_concurrent: int | None) -> Attached:
         cores = max(len(os.sched_getaffinity(0)), cpus * (max_concurrent or 1))

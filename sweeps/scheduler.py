@@ -28,8 +28,18 @@ class Verdicts(Protocol):
     def paused(self, trial_id: str, step: int) -> None:
         """A trial waits at a rung."""
 
+    def waits(self, trial_id: str, step: int) -> None:
+        """A trial waits for another one that trains the same segment."""
+
     def pruned(self, trial_id: str, reason: str) -> None:
         """A trial is out."""
+
+
+class Segments(Protocol):
+    """Who is told apart: segments that somebody trains, and those that are free."""
+
+    def free(self, trial_id: str, step: int) -> bool:
+        """Say whether a trial may train, or take over, the segment that ends at `step`."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +59,11 @@ class RunAll(TrialScheduler):
     replays_all = False
     """Whether trials that go on are replayed too, before they report again; else only finished ones."""
 
-    def __init__(self, queue: TrialQueue) -> None:
+    def __init__(self, queue: TrialQueue, verdicts: Verdicts, segments: Segments | None = None) -> None:
         super().__init__()
-        self.queue = queue
+        self.queue, self.verdicts = queue, verdicts
+        self._segments = segments
+        self._waiting_for: dict[str, int] = {}
         self._warmed: set[Any] = set()
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
@@ -66,6 +78,14 @@ class RunAll(TrialScheduler):
             tune_controller._actor_cache.increase_max(request, by=self.queue.max_concurrent)
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: Mapping[str, Any]) -> str:
+        """Go on, or give the worker back while another trial trains the same segment."""
+        if "waits" not in result:
+            return self.judge(tune_controller, trial, result)
+        self._waiting_for[trial.trial_id] = int(result["waits"])
+        self.verdicts.waits(trial.trial_id, int(result["waits"]))
+        return TrialScheduler.PAUSE
+
+    def judge(self, tune_controller: Any, trial: TuneTrial, result: Mapping[str, Any]) -> str:
         """Go on."""
         return TrialScheduler.CONTINUE
 
@@ -90,6 +110,12 @@ class RunAll(TrialScheduler):
 
     def may_resume(self, trial: TuneTrial) -> bool:
         """Say whether a paused trial may go on."""
+        step = self._waiting_for.get(trial.trial_id)
+        if step is None or self._segments is None:
+            return True
+        if not self._segments.free(trial.trial_id, step):
+            return False
+        del self._waiting_for[trial.trial_id]
         return True
 
     def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
@@ -119,10 +145,16 @@ class CohortHalving(RunAll):
     replays_all = True
 
     def __init__(
-        self, queue: TrialQueue, cohort: Cohort, members: Sequence[Member], verdicts: Verdicts, metric: str
+        self,
+        queue: TrialQueue,
+        cohort: Cohort,
+        members: Sequence[Member],
+        verdicts: Verdicts,
+        metric: str,
+        segments: Segments | None = None,
     ) -> None:
-        super().__init__(queue)
-        self.cohort, self.verdicts, self.column, self.factor = cohort, verdicts, metric, cohort.factor
+        super().__init__(queue, verdicts, segments)
+        self.cohort, self.column, self.factor = cohort, metric, cohort.factor
         self._members = {member.trial_id: member for member in members}
         self._trials: dict[str, TuneTrial] = {}
         self._stopped: set[str] = set()
@@ -148,7 +180,7 @@ class CohortHalving(RunAll):
         super().on_trial_add(tune_controller, trial)
         self._trials[trial.trial_id] = trial
 
-    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: Mapping[str, Any]) -> str:
+    def judge(self, tune_controller: Any, trial: TuneTrial, result: Mapping[str, Any]) -> str:
         """Take a report; pause at an open rung, stop a loser."""
         member = self._members[trial.trial_id]
         if self.column in result and self._take(trial.trial_id, int(result["step"]), result):
@@ -176,7 +208,7 @@ class CohortHalving(RunAll):
 
     def may_resume(self, trial: TuneTrial) -> bool:
         """Say whether the rung a trial waits at is decided."""
-        return not self.cohort.waits_at(self._at.get(trial.trial_id, 0))
+        return not self.cohort.waits_at(self._at.get(trial.trial_id, 0)) and super().may_resume(trial)
 
     def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
         """As the base; nothing running and nobody allowed to would be a hang, so it is an error.
@@ -192,9 +224,9 @@ class CohortHalving(RunAll):
 
     def _deadlocked(self, trials: Sequence[TuneTrial]) -> bool:
         states = {trial.status for trial in trials if not trial.is_finished()}
-        return states == {TuneTrial.PAUSED} and not any(
-            self.may_resume(t) for t in trials if not t.is_finished()
-        )
+        living = [trial for trial in trials if not trial.is_finished()]
+        waiting = any(trial.trial_id in self._waiting_for for trial in living)
+        return states == {TuneTrial.PAUSED} and not waiting and not any(self.may_resume(t) for t in living)
 
     def _take(self, trial_id: str, step: int, metrics: Mapping[str, Any]) -> list[Decision]:
         member = self._members[trial_id]
@@ -241,10 +273,16 @@ class RayAsha(RunAll):
     """Ray's ASHA, on training steps. It compares a trial with whoever arrived earlier."""
 
     def __init__(
-        self, queue: TrialQueue, verdicts: Verdicts, metric: str, mode: Mode, **options: Any
+        self,
+        queue: TrialQueue,
+        verdicts: Verdicts,
+        metric: str,
+        mode: Mode,
+        segments: Segments | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(queue)
-        self.verdicts, self.column, self.factor = verdicts, metric, float(options["reduction_factor"])
+        super().__init__(queue, verdicts, segments)
+        self.column, self.factor = metric, float(options["reduction_factor"])
         self.asha = AsyncHyperBandScheduler(time_attr="step", metric=metric, mode=mode, **options)
 
     def replay(self, trial_id: str, step: int, metrics: Mapping[str, Any]) -> None:
@@ -259,7 +297,7 @@ class RayAsha(RunAll):
         super().on_trial_add(tune_controller, trial)
         self.asha.on_trial_add(tune_controller, trial)
 
-    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: Mapping[str, Any]) -> str:
+    def judge(self, tune_controller: Any, trial: TuneTrial, result: Mapping[str, Any]) -> str:
         """Ask ASHA about evaluations; progress reports go on."""
         if self.column not in result:
             return TrialScheduler.CONTINUE
@@ -283,14 +321,16 @@ class _Past:
     trial_id: str
 
 
-def make_scheduler(plan: Plan, info: SweepInfo, queue: TrialQueue, verdicts: Verdicts) -> RunAll:
+def make_scheduler(
+    plan: Plan, info: SweepInfo, queue: TrialQueue, verdicts: Verdicts, segments: Segments | None = None
+) -> RunAll:
     """Build the scheduler that a sweep names."""
     spec, rungs = plan.spec.scheduler, plan.spec.rungs()
     if spec.use == "none" or not rungs:
-        return RunAll(queue)
+        return RunAll(queue, verdicts, segments)
     if spec.use == "asha":
         options = {"grace_period": rungs[0], "reduction_factor": spec.reduction_factor, "max_t": info.steps}
-        return RayAsha(queue, verdicts, info.metric, info.mode, **options)
+        return RayAsha(queue, verdicts, info.metric, info.mode, segments, **options)
     units: dict[str, list[int]] = {}
     for trial in info.trials:
         units.setdefault(trial.name, []).append(trial.seed)
@@ -304,4 +344,4 @@ def make_scheduler(plan: Plan, info: SweepInfo, queue: TrialQueue, verdicts: Ver
         noise_aware=spec.noise_aware,
     )
     members = [Member(trial.trial_id, trial.name, trial.seed) for trial in info.trials]
-    return CohortHalving(queue, cohort, members, verdicts, info.metric)
+    return CohortHalving(queue, cohort, members, verdicts, info.metric, segments)

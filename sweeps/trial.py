@@ -1,7 +1,7 @@
 """One trial: train to the next boundary, measure, keep; first plain, then as the actor that Tune drives.
 
-At a boundary the order is: sample, measure, sample grid, checkpoint, journal. The journal's line comes last,
-so what it lists is whole, and a crash costs at most the segment in progress.
+At a boundary the order is: sample, measure, sample grid, checkpoint, history, journal. The journal's line comes
+last, so what it lists is whole, and a crash costs at most the segment in progress.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ray.tune import Trainable
 from evaluation.throughput import Throughput
 from prx.config import parse_run_config
 from prx.errors import NonFiniteError, UserError
+from sweeps.history.recall import LEASE_SECONDS, Recall, Waypoint
 from sweeps.results import append_journal, read_journal
 
 
@@ -30,17 +31,22 @@ class Parts:
     """Import strings (`module:name`) of what a trial is made of; tests put fakes here.
 
     `trainer(config, folder=, cache=)` has the interface of `prx.trainer.Trainer`, `evaluate(config, cache)`
-    gives a function from images to metrics, `prepare(configs, cache, report)` runs once before all trials.
+    gives a function from images to metrics, `prepare(configs, cache, report)` runs once before all trials, and
+    `lineage(config, cache)` names a run's states as `sweeps.history.keys.Lineage` does.
     """
 
     trainer: str = "prx.trainer:Trainer"
     evaluate: str = "sweeps.measure:evaluate"
     prepare: str = "sweeps.measure:prepare"
+    lineage: str = "sweeps.measure:lineage"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Plain data that a trial is started with; paths are absolute, `config` is JSON."""
+    """Plain data that a trial is started with; paths are absolute, `config` is JSON.
+
+    `history` is the store of everything trained, `waypoints` this trial's boundaries in it.
+    """
 
     trial_id: str
     config: dict[str, Any]
@@ -51,6 +57,9 @@ class Settings:
     trainer: str
     evaluate: str
     chunk_seconds: float = 2.0
+    history: str = ""
+    waypoints: tuple[Waypoint, ...] = ()
+    lease_seconds: float = LEASE_SECONDS
 
 
 def load(target: str) -> Any:
@@ -67,6 +76,7 @@ class TrialRun:
         self.config = parse_run_config(settings.config)
         self.journal = read_journal(self.folder)
         self._replay = deque(sorted(self.journal.boundaries))
+        self.recall = Recall(settings.history, settings.waypoints, self.folder, settings.lease_seconds)
         self._throughput = Throughput(self.config.batch_size)
         self._wall, self._saved, self._trainer = self.journal.wall_seconds, 0, None  # type: float, int, Any
         self._loss = float("nan")
@@ -89,8 +99,31 @@ class TrialRun:
         """
         if self._replay:
             return self._report(self.journal.boundaries[self._replay.popleft()], replayed=True)
+        known = self._recalled()
+        if known is not None:
+            return self._report(known, replayed=True)
+        following = self._boundary(self.reached)
+        if not self.recall.claim(following):
+            return {"step": self.reached, "done": False, "waits": following}
+        return self._train()
+
+    def _recalled(self) -> dict[str, Any] | None:
+        """Take over the next boundary where anybody has trained and measured the same."""
+        if self.reached == self.config.steps or (self._trainer and self._trainer.step > self.reached):
+            return None
+        entry = self.recall.measured(self._boundary(self.reached))
+        if entry is not None:
+            self.recall.release()
+            append_journal(self.folder, entry)
+            self.journal.boundaries[int(entry["step"])] = entry
+            self._wall = float(entry["wall_seconds"])
+        return entry
+
+    def _train(self) -> dict[str, Any]:
         started = time.perf_counter()
         trainer = self._trainer or self._start()
+        if trainer.step <= self.reached:
+            self._catch_up(trainer)
         boundary = self._boundary(trainer.step)
         if trainer.step < boundary:
             progress = trainer.advance(boundary, seconds=self.settings.chunk_seconds)
@@ -110,6 +143,7 @@ class TrialRun:
 
     def close(self) -> None:
         """Keep what was trained since the last boundary, and release the models."""
+        self.recall.release()
         trainer, self._trainer = self._trainer, None
         if trainer is None:
             return
@@ -121,6 +155,7 @@ class TrialRun:
 
     def abandon(self) -> None:
         """Release the models after an error, keeping nothing of the segment."""
+        self.recall.release()
         trainer, self._trainer = self._trainer, None
         if trainer is not None:
             trainer.close()
@@ -131,6 +166,11 @@ class TrialRun:
         self._trainer = trainer(self.config, folder=self.folder, cache=Path(self.settings.cache))
         self._saved = self._trainer.resume()
         return self._trainer
+
+    def _catch_up(self, trainer: Any) -> None:
+        """Go on from the deepest state that anybody has trained on this trial's way."""
+        if self.recall.fetch(self._boundary(self.reached), trainer.step) > trainer.step:
+            self._saved = trainer.resume()
 
     def _boundary(self, step: int) -> int:
         """Give the boundary to reach: this very step if it was reached but never measured."""
@@ -158,6 +198,8 @@ class TrialRun:
             "wall_seconds": self._wall,
             "device_seconds": self._wall * self.config.infrastructure.workers,
         }
+        self.recall.add(step, entry)
+        self.recall.release()
         append_journal(self.folder, entry)
         self.journal.boundaries[step] = entry
         return entry
@@ -235,7 +277,8 @@ class TrialActor(Trainable):
         self._run.close()
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self._run = TrialRun(Settings(**config))
+        points = tuple(Waypoint(**point) for point in config["waypoints"])
+        self._run = TrialRun(Settings(**{**config, "waypoints": points}))
         self._run.folder.mkdir(parents=True, exist_ok=True)
         # Tune moves a worker into a folder of its own; relative paths of data mean the start folder.
         os.chdir(os.environ.get("TUNE_ORIG_WORKING_DIR", "."))

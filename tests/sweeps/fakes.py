@@ -1,7 +1,7 @@
 """A sweep without models: what a trial does is written in its name, and every step it trains is counted.
 
 Names: `good-3` scores 3 + 1/step; `crash-...` raises at step 15; `nan-...` measures no number;
-`die-...` kills its process once; `slow-...` takes its time.
+`die-...` kills its process once; `slow-...` takes its time; `fork-20-3` is like every `fork-20-...` up to step 20.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ import torch
 
 from prx.config import config_id, parse_run_config
 from prx.yamlsource import parse_yaml
+from sweeps.history.keys import digest
 from sweeps.plan import Cell, Plan, Trial
 from sweeps.results import SweepInfo, TrialInfo
 from sweeps.spec import parse_spec
 from sweeps.trial import Parts
 
-PARTS = Parts("tests.sweeps.fakes:FakeTrainer", "tests.sweeps.fakes:evaluate", "tests.sweeps.fakes:prepare")
+PARTS = Parts(
+    "tests.sweeps.fakes:FakeTrainer", "tests.sweeps.fakes:evaluate", "tests.sweeps.fakes:prepare",
+    "tests.sweeps.fakes:Lineage",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class FakeProgress:
 
 
 class FakeTrainer:
-    """The interface of `prx.trainer.Trainer`; a checkpoint is an empty file."""
+    """The interface of `prx.trainer.Trainer`; a checkpoint is a folder with the name of its trainer."""
 
     def __init__(self, config: Any, *, folder: Path, cache: Path) -> None:
         self.config, self.folder, self.step = config, folder, 0
@@ -62,7 +66,9 @@ class FakeTrainer:
         return FakeProgress(self.step, 1.0 / self.step, {}, [0.01] * taken)
 
     def save(self) -> None:
-        (self.folder / "checkpoints" / f"step-{self.step:08d}").touch()
+        target = self.folder / "checkpoints" / f"step-{self.step:08d}"
+        target.mkdir(exist_ok=True)
+        (target / "weights").write_text(f"{self.config.name} {self.step}")
 
     def sample(self) -> torch.Tensor:
         return torch.full((4, 3, 8, 8), self.step, dtype=torch.uint8)
@@ -77,10 +83,26 @@ def evaluate(config: Any, cache: Path) -> Any:
     def measure(images: torch.Tensor) -> dict[str, float]:
         kind, _, value = config.name.partition("-")
         step = int(images[0, 0, 0, 0])
-        score = float("nan") if kind == "nan" else float(value) + 1 / step + config.seed / 10
-        return {"cmmd": score, "cmmd_se": 0.01, "adherence": 1 / float(value)}
+        base = float(value.rpartition("-")[2]) if kind != "fork" or step > int(value.partition("-")[0]) else 4.0
+        score = float("nan") if kind == "nan" else base + 1 / step + config.seed / 10
+        return {"cmmd": score, "cmmd_se": 0.01, "adherence": 1 / base}
 
     return measure
+
+
+class Lineage:
+    """The interface of `sweeps.history.keys.Lineage`: a name `fork-20-3` shares 20 steps with its like."""
+
+    def __init__(self, config: Any, cache: Path) -> None:
+        self.config = config
+
+    def key(self, step: int) -> str:
+        parts = self.config.name.split("-")
+        shared = parts[0] == "fork" and step <= int(parts[1])
+        return digest([parts[0] if shared else self.config.name, self.config.seed, step])
+
+    def measurement(self, step: int) -> str:
+        return digest([self.key(step), "measured"])
 
 
 def prepare(configs: Any, cache: Path, report: Any) -> None:

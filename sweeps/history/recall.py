@@ -1,0 +1,132 @@
+"""What one trial recalls from the history store, and what it adds.
+
+At every boundary the trial asks before it trains: a measurement that is known is reported as replayed, a state
+that is known is fetched, and a segment that somebody else is training is waited for.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import threading
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sweeps.history.leases import Leases
+from sweeps.history.store import Entry, HistoryStore
+
+STATE, MEASUREMENT = "state", "measurement"
+LEASE_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Waypoint:
+    """A boundary of a trial: the keys of its state and of what is measured there.
+
+    `keep` says that other trials part from this one here, or that it is the last: its files stay.
+    """
+
+    step: int
+    state: str
+    measurement: str
+    keep: bool
+
+
+class Recall:
+    """One trial's view of the store. Without waypoints it knows nothing and keeps nothing."""
+
+    def __init__(
+        self, history: str, waypoints: Sequence[Waypoint], folder: Path, lease_seconds: float = LEASE_SECONDS
+    ) -> None:
+        self.folder = folder
+        self.waypoints = {waypoint.step: waypoint for waypoint in waypoints}
+        self.store = HistoryStore(history) if waypoints else None
+        owner = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:6]}"
+        self.leases = Leases(self.store, owner, lease_seconds) if self.store else None
+        self._beat: threading.Event | None = None
+        self._held: str | None = None
+
+    def measured(self, step: int) -> dict[str, Any] | None:
+        """Give the journal's entry of a boundary that anybody measured, its pictures beside."""
+        if self.store is None or step not in self.waypoints:
+            return None
+        found = self.store.get(self.waypoints[step].measurement)
+        if found is None:
+            return None
+        target = self.folder / "samples" / f"step-{step:08d}.png"
+        if found.files and not target.exists():
+            scratch = self.folder / f".samples-{uuid.uuid4().hex[:8]}"
+            if self.store.fetch(found, scratch):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                (scratch / "grid.png").replace(target)
+                shutil.rmtree(scratch)
+        return found.record
+
+    def fetch(self, until: int, have: int) -> int:
+        """Bring the deepest known state after `have` and up to `until` into the trial's folder; gives its step."""
+        for step in sorted(self.waypoints, reverse=True):
+            if self.store is None or not have < step <= until:
+                continue
+            target = self.folder / "checkpoints" / f"step-{step:08d}"
+            entry = self.store.get(self.waypoints[step].state)
+            if entry is not None and entry.files and (target.exists() or self.store.fetch(entry, target)):
+                return step
+        return have
+
+    def add(self, step: int, entry: Mapping[str, Any]) -> None:
+        """Commit a boundary that was trained and measured here; earlier states that nobody needs lose their files."""
+        if self.store is None or step not in self.waypoints:
+            return
+        waypoint = self.waypoints[step]
+        name = f"step-{step:08d}"
+        self.store.put(waypoint.state, STATE, {"step": step}, self.folder / "checkpoints" / name)
+        pictures = self.folder / f".grid-{uuid.uuid4().hex[:8]}"
+        try:
+            pictures.mkdir()
+            shutil.copyfile(self.folder / "samples" / f"{name}.png", pictures / "grid.png")
+            self.store.put(waypoint.measurement, MEASUREMENT, entry, pictures)
+        finally:
+            shutil.rmtree(pictures, ignore_errors=True)
+        self._thin(step)
+
+    def _thin(self, step: int) -> None:
+        earlier = [point for point in self.waypoints.values() if point.step < step and not point.keep]
+        for point in earlier[-1:]:
+            entry = self._state(point)
+            if entry is not None and entry.files and self.store is not None:
+                self.store.drop_files(entry)
+
+    def _state(self, waypoint: Waypoint) -> Entry | None:
+        return self.store.get(waypoint.state) if self.store is not None else None
+
+    def claim(self, step: int) -> bool:
+        """Ask to train the segment that ends at `step`; False while somebody else does."""
+        if self.leases is None or step not in self.waypoints:
+            return True
+        key = self.waypoints[step].state
+        if self._held == key:
+            return True
+        self.release()
+        if not self.leases.take(key):
+            return False
+        self._held, self._beat = key, threading.Event()
+        threading.Thread(target=self._renew, args=(key, self._beat), daemon=True).start()
+        return True
+
+    def _renew(self, key: str, ended: threading.Event) -> None:
+        assert self.leases is not None
+        while not ended.wait(self.leases.seconds / 4):
+            if not self.leases.renew(key):
+                return
+
+    def release(self) -> None:
+        """Let others train what was claimed."""
+        if self._beat is not None:
+            self._beat.set()
+        if self._held is not None and self.leases is not None:
+            self.leases.release(self._held)
+        self._held = self._beat = None

@@ -1,0 +1,81 @@
+"""Before a sweep trains anything: name every trial's states, and take over what is known of them."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from prx.config import RunConfig
+from sweeps.history.leases import Leases
+from sweeps.history.recall import Recall, Waypoint
+from sweeps.history.store import HistoryStore
+from sweeps.results import append_journal
+
+
+class Names(Protocol):
+    """What names the states of one run; `sweeps.history.keys.Lineage` does."""
+
+    def key(self, step: int) -> str:
+        """Name the state after `step` updates."""
+
+    def measurement(self, step: int) -> str:
+        """Name what is measured there."""
+
+
+def boundaries(config: RunConfig) -> list[int]:
+    """List the steps at which a run is measured."""
+    every = config.evaluation.every
+    return [*range(every, config.steps, every), config.steps]
+
+
+def waypoints(runs: Mapping[str, tuple[RunConfig, Names]]) -> dict[str, tuple[Waypoint, ...]]:
+    """Give the boundaries of every trial; files stay where trials part from each other, and at the end."""
+    states = {trial: [names.key(step) for step in boundaries(config)] for trial, (config, names) in runs.items()}
+    following: dict[str, set[str | None]] = defaultdict(set)
+    for keys in states.values():
+        for here, after in zip(keys, [*keys[1:], None], strict=True):
+            following[here].add(after)
+    found = {}
+    for trial, (config, names) in runs.items():
+        pairs = zip(boundaries(config), states[trial], strict=True)
+        found[trial] = tuple(
+            Waypoint(step, key, names.measurement(step), keep=None in following[key] or len(following[key]) > 1)
+            for step, key in pairs
+        )
+    return found
+
+
+class Segments:
+    """Which segments of a sweep's trials are free to be trained or taken over; asked often, answered from memory."""
+
+    def __init__(self, history: str, points: Mapping[str, Sequence[Waypoint]], every_s: float = 0.5) -> None:
+        self._states = {(trial, point.step): point.state for trial, found in points.items() for point in found}
+        self._leases = Leases(HistoryStore(history), "driver")
+        self._every_s, self._asked = every_s, dict[str, float]()
+
+    def free(self, trial_id: str, step: int) -> bool:
+        """Say whether nobody trains the segment that ends at `step`; between two looks the answer is no."""
+        state = self._states[trial_id, step]
+        now = time.monotonic()
+        if now - self._asked.get(state, -self._every_s) < self._every_s:
+            return False
+        self._asked[state] = now
+        return self._leases.holder(state) is None
+
+
+def recall(history: str, points: Sequence[Waypoint], folder: Path, known: Iterable[int]) -> int:
+    """Write the boundaries that are known, from the first unknown to the trial onwards, into its journal."""
+    found, have = 0, set(known)
+    view = Recall(history, points, folder)
+    for point in points:
+        if point.step in have:
+            continue
+        entry = view.measured(point.step)
+        if entry is None:
+            break
+        append_journal(folder, entry)
+        found += 1
+    return found
