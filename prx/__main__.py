@@ -1,7 +1,11 @@
-"""`python -m prx train CONFIG.yaml`: train one configuration alone, with nothing but this package."""
+"""Train one configuration alone, and export it, with nothing but this package.
+
+`python -m prx train CONFIG.yaml --out RUN`, then `python -m prx export RUN --out FOLDER`.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -14,7 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from prx import recipe
-from prx.compose import read_run_source
+from prx.compose import load_run_config, read_run_source
 from prx.config import RunConfig, parse_run_config
 from prx.engine import rank_and_world
 from prx.errors import ConfigError, NonFiniteError, UserError
@@ -22,11 +26,12 @@ from prx.yamlsource import locate
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console(stderr=True)
+Offline = Annotated[bool, typer.Option("--offline", help="Look up no model outside this machine.")]
 
 
 @app.callback()
 def commands() -> None:
-    """Train one PRX text-to-image model."""
+    """Train one PRX text-to-image model, or export it."""
 
 
 @app.command()
@@ -34,8 +39,10 @@ def train(
     config: Annotated[Path, typer.Argument(help="YAML of one run; `base:` names a preset or a file.")],
     out: Annotated[Path, typer.Option(help="Folder for checkpoints and pictures.")] = Path("runs/train"),
     cache: Annotated[Path, typer.Option(help="Folder for encodings, shared between runs.")] = Path("runs/cache"),
+    offline: Offline = False,
 ) -> None:
     """Train a configuration to its end; the same command again resumes."""
+    _go_offline(offline)
     source = read_run_source(config)
     run = parse_run_config(source.data, source)
     found = recipe.problems(run)
@@ -45,6 +52,34 @@ def train(
         _train(run, out, cache)
     except UserError as error:
         raise locate(source, error) from error
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder that `train --out` wrote.")],
+    out: Annotated[Path, typer.Option(help="Folder for the diffusers pipeline; must not exist.")],
+    step: Annotated[int | None, typer.Option(help="Which checkpoint; the newest unless told.")] = None,
+    offline: Offline = False,
+) -> None:
+    """Write a trained run as a folder that diffusers samples from."""
+    from prx import checkpoint, trainer
+    from prx.export import export as write
+    from prx.quiet import hush
+
+    _go_offline(offline)
+    hush()
+    config = load_run_config(run / "config.yaml")
+    found = trainer.checkpoints(run)
+    step = max(found, default=0) if step is None else step
+    if step not in found:
+        raise UserError(f"{run} has no checkpoint of step {step}; there are {sorted(found)}")
+    write(config, checkpoint.read_module(config, found[step]), out, f"Weights after {step} steps.")
+    console.print(f"exported step {step} to {out}")
+
+
+def _go_offline(asked: bool) -> None:
+    if asked:  # the variable that every library reads, and that workers inherit
+        os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def _train(config: RunConfig, out: Path, cache: Path) -> None:
