@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from prx import images as pictures
 from prx import loaders
@@ -54,7 +55,7 @@ class Teacher:
         self.model = loaders.load(AutoModel, path, dtype=torch.float32, attn_implementation=kind).to(device)
         self.patch = int(self.model.config.patch_size)
         self.prefix = 1 + int(getattr(self.model.config, "num_register_tokens", 0))
-        self.mean, self.std = _statistics(Path(loaders.resolve(path)))
+        self.mean, self.std = _statistics(loaders.folder(path))
 
     def _pixels(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         size = (grid[0] * self.patch, grid[1] * self.patch)
@@ -77,6 +78,14 @@ class Teacher:
         if tokens.shape[1] != grid[0] * grid[1]:
             raise UserError(f"teacher gives {tokens.shape[1]} tokens for a grid of {grid[0]}x{grid[1]}")
         return tokens
+
+    def features(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Encode images [B, 3, S, S] in [-1, 1] to tokens [B, N, E], differentiable and therefore unclamped."""
+        size, scaled = (grid[0] * self.patch, grid[1] * self.patch), images.float().add(1).div(2)
+        if scaled.shape[-2:] != size:
+            scaled = functional.interpolate(scaled, size=size, mode="bicubic", antialias=True)
+        mean, std = (scaled.new_tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        return self.model(pixel_values=(scaled - mean) / std).last_hidden_state[:, self.prefix :]
 
 
 def _statistics(folder: Path) -> tuple[list[float], list[float]]:

@@ -180,7 +180,7 @@ def view_of(entry: tuple[str, str]) -> StepView:
     clean = tokens(3, shape.channels, shape.latent_size, shape.latent_size)
     noise, t = clean * 2, torch.full((3,), 0.5)
     sample = FlowSample(clean, noise, t, (clean + noise) / 2)
-    return StepView(sample, clean - 1, **{"grid": (4, 4)} | CASES[entry].view)
+    return StepView(sample, clean - 1, **{"grid": (4, 4), "taps": {}} | CASES[entry].view)
 
 
 @pytest.mark.parametrize("entry", LOSSES, ids="-".join)

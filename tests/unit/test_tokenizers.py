@@ -85,9 +85,7 @@ def test_kl_scaling_is_shift_then_factor(world, images):
 def test_flux2_scaling_is_a_batch_norm_over_two_by_two_patches(world, images):
     frozen = tokenizer(world, "flux2")
     bn = frozen.model.bn
-    assert not torch.allclose(bn.running_var, torch.ones_like(bn.running_var), atol=0.1), (
-        "weights were not loaded"
-    )
+    assert not torch.allclose(bn.running_var, torch.ones_like(bn.running_var), atol=0.1), "weights were not loaded"
     posterior = frozen.model.encode(images).latent_dist
     scale = (bn.running_var + frozen.model.config.batch_norm_eps).sqrt().view(1, -1, 1, 1)
     expected = unpatchify((patchify(posterior.mean) - bn.running_mean.view(1, -1, 1, 1)) / scale)
@@ -209,22 +207,16 @@ def test_weights_are_frozen(frozen):
 
 
 def test_identity_follows_the_weights(world, tmp_path):
-    assert Autoencoder.identity(tokenizer(world, "kl").config) != Autoencoder.identity(
-        tokenizer(world, "flux2").config
-    )
+    assert Autoencoder.identity(tokenizer(world, "kl").config) != Autoencoder.identity(tokenizer(world, "flux2").config)
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_bytes(name.encode()[:5] * 10)
-    one, two = (
-        Autoencoder.Config(use="autoencoder", path=str(tmp_path / name)) for name in ("first", "second")
-    )
+    one, two = (Autoencoder.Config(use="autoencoder", path=str(tmp_path / name)) for name in ("first", "second"))
     assert Autoencoder.identity(one) != Autoencoder.identity(two)
 
 
 def test_another_class_of_model_is_refused(world, tmp_path):
-    (tmp_path / "config.json").write_text(
-        json.dumps({"_class_name": "AutoencoderTiny", "latent_channels": 4})
-    )
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderTiny", "latent_channels": 4}))
     config = Autoencoder.Config(use="autoencoder", path=str(tmp_path))
     known = "AutoencoderKL, AutoencoderKLFlux2, AutoencoderDC"
     message = f"{str(tmp_path)!r} holds a AutoencoderTiny, must hold one of {known}"
@@ -245,8 +237,6 @@ def test_declared_geometry_must_be_the_models(world):
 def test_recipe_shares_one_frozen_tokenizer(world):
     config = world.config()
     assert recipe.tokenizer(config.tokenizer, CPU) is recipe.tokenizer(config.tokenizer, CPU)
-    other = parse_run_config(
-        world.settings(tokenizer={"use": "autoencoder", "path": str(world.root / "flux2")})
-    )
+    other = parse_run_config(world.settings(tokenizer={"use": "autoencoder", "path": str(world.root / "flux2")}))
     assert recipe.tokenizer(other.tokenizer, CPU) is not recipe.tokenizer(config.tokenizer, CPU)
     assert registry.resolve("tokenizer", "autoencoder") is Autoencoder
