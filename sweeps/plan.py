@@ -124,10 +124,12 @@ def _reason(problem: Problem) -> str:
 
 
 def _exclude(spec: SweepSpec) -> tuple[list[Combination], list[LeftOut]]:
-    """Lay the design out, and take out what the user excludes."""
+    """Lay the design out, add what the user adds, and take out what the user excludes."""
     names = {axis: [level_name(level) for level in levels] for axis, levels in spec.axes.items()}
     wanted, dropped = [], []
-    for combination in combinations(spec.design, names, spec.baseline_levels()):
+    baseline = spec.baseline_levels()
+    added = (tuple((baseline | levels).values()) for levels in spec.also)
+    for combination in dict.fromkeys([*combinations(spec.design, names, baseline), *added]):
         here = _named(spec, combination)
         why = tuple(
             rule["because"]
@@ -250,14 +252,23 @@ def _untrainable(
             yield source.problem(("exclude",), message)
     known = [problem for draft in drafts if draft.combination == baseline for problem in draft.problems]
     yield from known
+    wrong: dict[str, list[tuple[Problem, str]]] = {}
     for position, axis in enumerate(spec.axes):
         trained = {draft.combination[position] for draft in drafts if not draft.problems}
         first = {draft.combination[position]: draft.problems for draft in reversed(drafts)}
         for level in sorted(first.keys() - trained - {baseline[position]}):
             for problem in first[level]:
                 if problem not in known:
-                    note = f"{problem.message} (so no cell can train level {level!r} of axes.{axis})"
-                    yield replace(problem, message=note)
+                    wrong.setdefault(problem.message, []).append((problem, f"{level!r} of axes.{axis}"))
+    yield from map(_joined, wrong.values())
+
+
+def _joined(found: list[tuple[Problem, str]]) -> Problem:
+    """Say once what stands against several levels, such as a model that none of them finds."""
+    paths = ", ".join(dict.fromkeys(problem.path for problem, _ in found))
+    levels = list(dict.fromkeys(level for _, level in found))
+    note = f"(so no cell can train level{'s' if len(levels) > 1 else ''} {', '.join(levels)})"
+    return replace(found[0][0], path=paths, message=f"{found[0][0].message} {note}")
 
 
 def _cells(spec: SweepSpec, drafts: list[_Draft]) -> tuple[list[Cell], list[LeftOut]]:

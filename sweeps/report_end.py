@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
+from sweeps.article import render_article
 from sweeps.leaderboard import render_leaderboard
 from sweeps.results import SweepFolder, SweepInfo, read_results
 from sweeps.run import INTERRUPTED, Outcome
@@ -22,7 +23,11 @@ def print_end(outcome: Outcome, console: Console) -> None:
     frame = read_results(outcome.results_path)
     console.print()
     if len(frame):
-        console.print(render_leaderboard(frame, outcome.info))
+        board = render_leaderboard(frame, outcome.info)
+        console.print(board)
+        article = render_article(board.results, outcome.info)
+        if article is not None:
+            console.print(article)
     console.print()
     for line in _lines(outcome, frame):
         console.print(Text(line), soft_wrap=True)

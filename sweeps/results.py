@@ -56,6 +56,7 @@ class SweepInfo:
     eval_every: int
     axes: tuple[str, ...]
     trials: tuple[TrialInfo, ...]
+    article: str | None = None
 
 
 @dataclass(frozen=True)

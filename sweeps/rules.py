@@ -90,6 +90,24 @@ def baseline(spec: SweepSpec, source: Source) -> Iterator[Problem]:
             yield source.problem(("baseline", axis), choices(wanted, allowed))
 
 
+def also(spec: SweepSpec, source: Source) -> Iterator[Problem]:
+    """What is added is a combination of levels."""
+    for index, added in enumerate(spec.also):
+        for axis, level in added.items():
+            allowed = _names(spec, axis) if axis in spec.axes else list(spec.axes)
+            wanted = level if axis in spec.axes else axis
+            if wanted not in allowed:
+                yield source.problem(("also", index, axis), choices(wanted, allowed))
+
+
+def article(spec: SweepSpec, source: Source) -> Iterator[Problem]:
+    """The article's table exists."""
+    from sweeps.article import tables
+
+    if spec.article is not None and spec.article not in tables():
+        yield source.problem(("article",), choices(spec.article, list(tables())))
+
+
 def exclude(spec: SweepSpec, source: Source) -> Iterator[Problem]:
     """An exclusion says why, and matches something: else it is a spelling mistake that trains too much."""
     for index, rule in enumerate(spec.exclude):
@@ -127,7 +145,9 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[SweepSpec, Source], Iterator[Probl
     (("axes",), axes),
     (("base", "catalogue", "axes"), levels),
     (("axes", "baseline"), baseline),
+    (("axes", "also"), also),
     (("axes", "exclude"), exclude),
+    (("article",), article),
     (("set",), overrides),
 )
 """The sections a rule reads, and the rule; it is skipped while one of them is wrong."""

@@ -111,7 +111,11 @@ class BudgetSpec(Strict):
 
 
 class SweepSpec(Strict):
-    """One sweep. Cells are combinations of levels, trials are cells times seeds."""
+    """One sweep. Cells are combinations of levels, trials are cells times seeds.
+
+    `also` adds combinations to the design; axes that one does not name are at the baseline. `article` names a
+    table of sweeps/article.yaml to be shown beside the results.
+    """
 
     name: Slug
     base: str
@@ -119,12 +123,14 @@ class SweepSpec(Strict):
     axes: Annotated[dict[AxisName, Annotated[list[Level], Field(min_length=1)]], Field(min_length=1)]
     design: Annotated[str, _choice(tuple(DESIGNS))] = "grid"
     baseline: dict[str, str] = Field(default_factory=dict)
+    also: list[dict[str, str]] = Field(default_factory=list)
     exclude: list[dict[str, str]] = Field(default_factory=list)
     objectives: Annotated[dict[MetricName, Direction], Field(min_length=1)] = {"cmmd": "min"}
     scheduler: SchedulerSpec = SchedulerSpec()
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field(default_factory=lambda: [0])
     trial: TrialSpec
     budget: BudgetSpec | None = None
+    article: str | None = None
     overrides: dict[str, Any] = Field(default_factory=dict, alias="set")
 
     def baseline_levels(self) -> dict[str, str]:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from prx.errors import UserError
 from prx.yamlsource import read_yaml
+from sweeps.article import render_article
 from sweeps.leaderboard import render_leaderboard
 from sweeps.results import STATES, SweepFolder, collect, read_info, read_state
 
@@ -79,4 +80,7 @@ def render_status(folder: SweepFolder) -> RenderableType:
     lines = [Text(f"damaged: {line}", style="yellow") for line in damage]
     if not rows:
         return Group(head, *lines, Text("No boundary has been reached yet."))
-    return Group(head, *lines, render_leaderboard(pd.DataFrame(rows), info), Text(f"folder: {folder.root}"))
+    board = render_leaderboard(pd.DataFrame(rows), info)
+    article = render_article(board.results, info)
+    beside = [] if article is None else [article]
+    return Group(head, *lines, board, *beside, Text(f"folder: {folder.root}"))

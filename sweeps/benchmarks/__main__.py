@@ -1,4 +1,4 @@
-"""`python -m sweeps.benchmarks loop | launch | guidance`."""
+"""`python -m sweeps.benchmarks loop | launch | guidance | techniques`."""
 
 from __future__ import annotations
 
@@ -53,6 +53,28 @@ def guidance(
     from sweeps.benchmarks.guidance import measure
 
     measure(sweep, scale, store)
+
+
+@app.command()
+def techniques(
+    base: Annotated[str, typer.Option(help="Preset or YAML of the run to measure.")] = "embedded",
+    rounds: Annotated[int, typer.Option(help="Interleaved steps a side and technique.", min=2)] = 60,
+    cache: Cache = Path("runs/cache"),
+    synthetic: Annotated[bool, typer.Option(help="Random numbers instead of data and weights.")] = False,
+    peak_tflops: Annotated[float | None, typer.Option(help="Peak of the device, for its share.", min=1e-3)] = None,
+    level: Annotated[
+        list[str] | None, typer.Option(help="Only this AXIS=LEVEL of the catalogue; several times, or 'A=X B=Y'.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Instead of the base's.", min=2)] = None,
+    zero_stage: Annotated[int, typer.Option(help="DeepSpeed ZeRO stage.", min=0, max=3)] = 0,
+) -> None:
+    """Compare each technique's step with the baseline's, step by step in turn, beside the article's ratio."""
+    from sweeps.benchmarks.techniques import measure
+
+    changes: dict[str, object] = {"infrastructure": {"zero_stage": zero_stage}}
+    if batch_size is not None:
+        changes |= {"batch_size": batch_size, "infrastructure": {"zero_stage": zero_stage, "micro_batch": None}}
+    measure(base, rounds, cache, synthetic=synthetic, peak_tflops=peak_tflops, levels=level or (), changes=changes)
 
 
 def main() -> None:

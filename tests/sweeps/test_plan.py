@@ -12,6 +12,7 @@ from rich.console import Console
 from prx.config import RunConfig, config_id, parse_run_config
 from prx.errors import ConfigError, Problem
 from prx.yamlsource import parse_yaml
+from sweeps.benchmarks.synthetic import write_stand_ins
 from sweeps.designs import add_one_in, combinations, grid
 from sweeps.plan import Plan, make_plan
 from sweeps.show_plan import least_steps, render_plan
@@ -280,8 +281,10 @@ def test_a_deciding_metric_needs_its_network():
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_shipped_sweeps_plan_with_nothing_left_out(path, monkeypatch):
+def test_shipped_sweeps_plan_with_nothing_left_out(path, monkeypatch, tmp_path):
     monkeypatch.undo()
+    write_stand_ins(tmp_path)
+    monkeypatch.chdir(tmp_path)  # a hub id is a folder of that name, where there is one
     plan = make_plan(*load_spec(path))
     assert plan.dropped == ()
     assert shown(plan, 80)

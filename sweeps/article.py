@@ -1,0 +1,112 @@
+"""The article's own figures, beside those of a sweep whose cells match its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+from pydantic import TypeAdapter
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from prx.config import Strict
+from prx.yamlsource import read_yaml
+from sweeps.leaderboard import HEADINGS, CellResult, figure
+from sweeps.results import SweepInfo, TrialInfo
+
+FIGURES = ("fid", "cmmd", "dino_mmd", "batches_per_second")
+
+
+class Row(Strict):
+    """One line of the article's tables; `levels` are those that differ from its baseline."""
+
+    method: str
+    levels: dict[str, str]
+    fid: float | None = None
+    cmmd: float | None = None
+    dino_mmd: float | None = None
+    batches_per_second: float | None = None
+    note: str = ""
+
+
+class ArticleTable(Strict):
+    """Rows that were measured alike. `baseline` lists for every axis the levels that its baseline may have."""
+
+    title: str
+    baseline: dict[str, list[str]]
+    rows: list[Row]
+
+    def row(self, levels: Mapping[str, str]) -> Row | None:
+        """Find the row that differs from the baseline by exactly these levels."""
+        return next((row for row in self.rows if row.levels == dict(levels)), None)
+
+
+@cache
+def tables() -> dict[str, ArticleTable]:
+    """Read the article's tables by name."""
+    source = read_yaml(Path(__file__).with_name("article.yaml"))
+    return TypeAdapter(dict[str, ArticleTable]).validate_python(source.data)
+
+
+def matches(info: SweepInfo) -> dict[str, Row]:
+    """Find the article's row of each cell that has one, by the cell's name.
+
+    None match when the sweep's baseline is not the article's.
+    """
+    if info.article is None:
+        return {}
+    table = tables()[info.article]
+    baseline = next(trial.levels for trial in info.trials if trial.is_baseline)
+    if any(level not in table.baseline.get(axis, ()) for axis, level in baseline.items()):
+        return {}
+    found = {trial.name: table.row(_changed(trial, baseline)) for trial in info.trials}
+    return {name: row for name, row in found.items() if row is not None}
+
+
+def _changed(trial: TrialInfo, baseline: Mapping[str, str]) -> dict[str, str]:
+    return {axis: level for axis, level in trial.levels.items() if level != baseline[axis]}
+
+
+def render_article(results: Sequence[CellResult], info: SweepInfo) -> Table | None:
+    """Lay the article's rows beside ours: the figure, and in brackets its ratio to the own baseline's.
+
+    Cells that have not reached the sweep's full length are left out. None where nothing matches.
+    """
+    rows = matches(info)
+    full = {result.name: result for result in results if result.step == info.steps and result.name in rows}
+    if not full or info.article is None:
+        return None
+    table = Table(
+        title=f"The article: {tables()[info.article].title}", title_justify="left", title_style="bold",
+        caption="In brackets: relative to the baseline of the same line. The article: one seed, no intervals.",
+        caption_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    for heading in ("Method", "", *(HEADINGS[name] for name in FIGURES)):
+        table.add_column(heading, justify="left" if heading in {"Method", ""} else "right")
+    theirs_base = next((row for row in rows.values() if not row.levels), None)
+    ours_base = next((full[name] for name, row in rows.items() if not row.levels and name in full), None)
+    for name in [name for name in rows if name in full]:
+        theirs, ours = _theirs(rows[name]), _ours(full[name])
+        table.add_row(rows[name].method, "article", *_shown(theirs, _theirs(theirs_base)))
+        table.add_row("", "here", *_shown(ours, _ours(ours_base)), end_section=True)
+    return table
+
+
+def _theirs(row: Row | None) -> dict[str, float | None]:
+    return {name: getattr(row, name, None) for name in FIGURES}
+
+
+def _ours(result: CellResult | None) -> dict[str, float | None]:
+    metrics = result.metrics if result else {}
+    return {name: metrics[name].value if name in metrics else None for name in FIGURES}
+
+
+def _shown(values: Mapping[str, float | None], base: Mapping[str, float | None]) -> list[str]:
+    return [_figure(values[name], base[name]) for name in FIGURES]
+
+
+def _figure(value: float | None, base: float | None) -> str:
+    if value is None:
+        return "-"
+    return figure(value, 3) + (f" ({value / base:.2f})" if base else "")
