@@ -4,40 +4,68 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 HUB_PATTERNS = ["*.json", "*.safetensors"]
 
 
 def resolve_folder(path: str | Path) -> Path:
-    """Return the local folder of a path or hub id; only a hub id that is not cached may use the network.
+    """Return the local folder of a path or hub id, which may pin its revision: ORG/NAME@REVISION.
+
+    Only a hub id that is not cached may use the network, and none does with HF_HUB_OFFLINE=1.
 
     Raises: FileNotFoundError naming the path when it is neither.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
-    if isinstance(path, Path) or not _may_be_hub_id(path):
+    if isinstance(path, Path) or not _may_be_hub_id(path.partition("@")[0]):
         raise FileNotFoundError(f"weights folder {path} must exist, got no such folder")
     return _hub_folder(path)
 
 
 def checked_folder(path: str | Path, *, extra_files: tuple[str, ...] = ()) -> Path:
-    """Return the folder once it holds a config, safetensors and every further file that was asked for.
+    """Return the folder once it holds a config, whole safetensors and every further file that was asked for.
 
-    Raises: FileNotFoundError naming the missing file and the folder.
+    Raises: FileNotFoundError naming the missing file, the folder, and how to get it.
     """
     folder = resolve_folder(path)
-    for name in (CONFIG_FILE, *extra_files):
+    for name in (CONFIG_FILE, *extra_files, *_weight_names(folder)):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"weights folder {folder} must contain {name}, got none")
-    if not weight_files(folder):
-        raise FileNotFoundError(f"weights folder {folder} must contain *.safetensors, got none")
+            rule = f"weights folder {folder} must contain {name}"
+            raise FileNotFoundError(f"{rule}, {_instead(folder, name)}; {_how(path, folder)}")
     return folder
+
+
+def _weight_names(folder: Path) -> list[str]:
+    """Name the file that holds the weights, or the shards that its index lists."""
+    if (folder / WEIGHTS_FILE).is_file() or not (folder / INDEX_FILE).is_file():
+        return [WEIGHTS_FILE]
+    shards = read_json(folder / INDEX_FILE).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise ValueError(f"{folder / INDEX_FILE} must have a weight_map that names the shards, got {shards!r}")
+    return sorted(set(shards.values()))
+
+
+def _instead(folder: Path, name: str) -> str:
+    pickles = sorted(file.name for file in folder.glob("*.bin"))
+    if name != WEIGHTS_FILE or not pickles:
+        return "got none"
+    return f"got only {pickles[0]}, a pickle, which is never read: pin a revision with safetensors (ORG/NAME@REVISION)"
+
+
+def _how(path: str | Path, folder: Path) -> str:
+    if Path(path).expanduser().is_dir():
+        return f"a published model is copied there by: hf download ORG/NAME --local-dir {folder}"
+    hub_id, _, revision = str(path).partition("@")
+    return f"get it with: hf download {hub_id}{f' --revision {revision}' if revision else ''}"
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -103,17 +131,31 @@ def _may_be_hub_id(path: str) -> bool:
     return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not path.endswith("/")
 
 
-def _hub_folder(hub_id: str) -> Path:
+def _hub_folder(path: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import GatedRepoError
 
+    hub_id, _, revision = path.partition("@")
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=HUB_PATTERNS))
-    except (OSError, HFValidationError) as error:
+        found = snapshot_download(
+            hub_id,
+            revision=revision or None,
+            allow_patterns=HUB_PATTERNS,
+            ignore_patterns=["*/*"],
+            local_files_only=offline,
+        )
+    except GatedRepoError as error:
+        page = f"https://huggingface.co/{hub_id}"
         raise FileNotFoundError(
-            f"weights {hub_id!r} must be a local folder or a reachable hub id, "
-            f"got {type(error).__name__}: {error}"
+            f"weights {path!r} are gated: accept their terms at {page} and log in with: hf auth login"
         ) from error
+    except (OSError, ValueError) as error:  # every error of the hub's client is one or the other
+        why = "HF_HUB_OFFLINE=1 and no copy on this machine" if offline else f"{type(error).__name__}: {error}"
+        raise FileNotFoundError(
+            f"weights {path!r} must be a local folder or a reachable hub id, got {why}; {_how(path, Path(path))}"
+        ) from error
+    return Path(found)
 
 
 @contextmanager

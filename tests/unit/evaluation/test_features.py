@@ -97,10 +97,10 @@ def test_version_freezes_weights_and_preprocessing(weights: dict[str, Path], tmp
 def test_names_a_missing_file(weights: dict[str, Path], tmp_path: Path, missing: str) -> None:
     folder = shutil.copytree(weights["dino"], tmp_path / "dino")
     (folder / missing).unlink()
-    name = "*.safetensors" if missing == "model.safetensors" else missing
     with pytest.raises(FileNotFoundError) as raised:
         load_extractor("dino", folder)
-    assert str(raised.value) == f"weights folder {folder} must contain {name}, got none"
+    how = f"a published model is copied there by: hf download ORG/NAME --local-dir {folder}"
+    assert str(raised.value) == f"weights folder {folder} must contain {missing}, got none; {how}"
 
 
 def test_names_a_missing_folder(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_names_a_missing_folder(tmp_path: Path) -> None:
 
 
 def test_hub_id_out_of_reach_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(hub_id: str, allow_patterns: list[str]) -> str:
+    def unreachable(hub_id: str, **_: object) -> str:
         raise FileNotFoundError("not cached and no network")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
