@@ -22,7 +22,8 @@ class Muon(OptimizerFactory):
 
     Source: Jordan et al. 2024 (github.com/KellerJordan/Muon); matched update sizes from Liu et al. 2025
     (arXiv:2502.16982). As in PRX, matrices named `blocks` take part, a fused qkv as one matrix; DeepSpeed
-    itself would also take embeddings, the final layer and projectors.
+    itself would also take embeddings, the final layer and projectors. It adds 1e-7 to the norm that it divides
+    by, so updates shrink where a matrix's gradient is below about 1e-5.
     """
 
     SOURCE = "Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982"

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 
 from prx.errors import NonFiniteError
-from prx.interfaces import StepView
+from prx.interfaces import LossTerm, StepView
 from prx.techniques.contrastive import Contrastive
 from prx.techniques.repa import Repa
 from prx.techniques.velocity import Velocity
+from prx.train_step import StepBatch, TrainStep
 from tests.helpers import running, same, weights
 
 MODES = [
     *((stage, "fp32") for stage in (0, 1, 2, 3)),
-    *((stage, "bf16_master") for stage in (0, 2, 3)),
-    *((stage, "bf16_pure") for stage in (1, 3)),
+    *((stage, "bf16_master") for stage in (0, 1, 2, 3)),
+    *((stage, "bf16_pure") for stage in (1, 2, 3)),
     (2, "fp32_autocast_bf16"),
 ]
 
@@ -171,16 +173,52 @@ def test_sharding_into_many_groups_still_moves_nothing(world, tmp_path, monkeypa
         return found
 
     monkeypatch.setattr(engine, "deepspeed_config", small_groups)
+    message = breaks(
+        world, tmp_path, monkeypatch, lambda patch: patch.setattr(Repa, "forward", broken_projector()), zero_stage=3
+    )
+    assert message.startswith("step 2: the gradient is not finite")
+
+
+def broken_projector():
+    """Break the gradient of one layer, and of what comes before it, no other."""
     healthy = Repa.forward
 
     def last_layer(self: Repa, view: StepView) -> torch.Tensor:
         layer = self.projector[-1]
-        return healthy(self, view) + Exploding.apply(layer(torch.zeros(1, layer.in_features)), float("inf"))
+        return healthy(self, view) + Exploding.apply(layer(layer.bias.new_zeros(1, layer.in_features)), float("inf"))
 
-    message = breaks(
-        world, tmp_path, monkeypatch, lambda patch: patch.setattr(Repa, "forward", last_layer), zero_stage=3
-    )
-    assert message.startswith("step 2: the gradient is not finite")
+    return last_layer
+
+
+def broken_modulation():
+    """Break the gradient of the first block's modulation alone: Muon's, where that is the optimizer."""
+    healthy = TrainStep.values
+
+    def first_block(self: TrainStep, batch: StepBatch, terms: Sequence[LossTerm]) -> dict[str, torch.Tensor]:
+        found = healthy(self, batch, terms)
+        broken = Exploding.apply(self.denoiser.blocks[0].modulation.lin.weight.clone(), float("inf"))
+        return found | {"objective": found["objective"] + broken}
+
+    return first_block
+
+
+GROUPS = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (0, "bf16_master"), (2, "bf16_master"), (2, "bf16_pure")]
+
+
+@pytest.mark.parametrize(("stage", "precision"), GROUPS)
+@pytest.mark.parametrize("place", ["AdamW's group, the last", "one of Muon's"])
+def test_no_group_moves_when_another_is_broken(world, tmp_path, monkeypatch, stage, precision, place):
+    """ZeRO 1..3 step group after group: Muon's must wait for the check of AdamW's, and the other way round."""
+
+    def patch(context: pytest.MonkeyPatch) -> None:
+        if place == "one of Muon's":
+            context.setattr(TrainStep, "values", broken_modulation())
+        else:
+            context.setattr(Repa, "forward", broken_projector())
+
+    changes = {"optimizer": {"use": "muon", "lr": 1e-3}, "grad_clip": None, "zero_stage": stage}
+    message = breaks(world, tmp_path, monkeypatch, patch, precision=precision, **changes)
+    assert message == "step 2: the gradient is not finite while every loss term is; the weights are those of step 1"
 
 
 def test_next_trial_of_the_process_is_untouched(world, tmp_path, monkeypatch):

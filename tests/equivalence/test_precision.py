@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prx import recipe
+from prx import engine, recipe
 from prx.trainer import Trainer
 from tests.helpers import running, weights
 
@@ -160,3 +160,43 @@ def test_masters_collect_what_bfloat16_weights_do_not_show(world, tmp_path, tabl
         steps = torch.cat([(now.detach() - then).abs() for now, then in zip(held(trainer), before, strict=True)])
         assert float(steps.max()) == pytest.approx(1e-4, rel=1e-2)
         assert moved(trainer, 8)[0.05]
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_share_of_lost_steps_is_counted(world, tmp_path, monkeypatch, stage, optimizer):
+    """Weights whose moment is not zero were to move; counted at the second step, as `LOST_EVERY` says."""
+    monkeypatch.setattr(engine, "LOST_EVERY", 2)
+    settings = SMALL | {"optimizer": {"use": optimizer, "lr": 1e-4}}
+    with running(world, tmp_path, precision="bf16_pure", zero_stage=stage, **settings) as trainer:
+        assert engine.LOST not in trainer.advance(1).terms
+        before = weights(trainer)
+        share = trainer.advance(2).terms[engine.LOST]
+        after = weights(trainer)
+        meant = sum(int((moment != 0).sum()) for moment in firsts(trainer))
+        assert engine.LOST not in trainer.advance(3).terms
+    assert 0 < share < 1
+    moved = sum(int((after[name] != before[name]).sum()) for name in before)
+    assert 1 - share == pytest.approx(moved / meant, abs=2e-3)
+
+
+def firsts(trainer: Trainer) -> Iterator[Tensor]:
+    """Give the first moments."""
+    return (s.get("exp_avg", s.get("momentum_buffer")) for s in trainer.engine.optimizer.state.values())
+
+
+def test_lost_steps_grow_with_smaller_rates(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "LOST_EVERY", 1)
+    found = []
+    for lr in (1e-6, 1e-4, 1e-2):
+        settings = SMALL | {"optimizer": {"use": "adamw", "lr": lr}}
+        with running(world, tmp_path / str(lr), precision="bf16_pure", **settings) as trainer:
+            found.append(trainer.advance(4).terms[engine.LOST])
+    assert found[0] > found[1] > found[2]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp32_autocast_bf16", "bf16_master"])
+def test_lost_steps_are_counted_for_pure_bfloat16_only(world, tmp_path, monkeypatch, precision):
+    monkeypatch.setattr(engine, "LOST_EVERY", 1)
+    with running(world, tmp_path, precision=precision) as trainer:
+        assert trainer.advance(2).terms.keys() == {"objective"}

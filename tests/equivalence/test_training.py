@@ -122,14 +122,14 @@ def test_seeds_make_different_runs(world, tmp_path):
 @pytest.mark.parametrize("precision", ["fp32", "bf16_master"])
 def test_learning_rate_warms_up_linearly(world, tmp_path, monkeypatch, stage, precision):
     rates = []
-    guard = Engine._guard
+    note = Engine._note_step
 
     def watched(engine: Engine, optimizer: torch.optim.Optimizer, *rest) -> None:
         if engine._losses:
             rates.append(optimizer.param_groups[0]["lr"])
-        guard(engine, optimizer, *rest)
+        note(engine, optimizer, *rest)
 
-    monkeypatch.setattr(Engine, "_guard", watched)
+    monkeypatch.setattr(Engine, "_note_step", watched)
     with running(world, tmp_path, zero_stage=stage, precision=precision, warmup_steps=4, steps=6) as trainer:
         trainer.advance(6)
     assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 1e-3])

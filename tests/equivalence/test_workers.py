@@ -25,12 +25,12 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def written(world, path: Path, **changes: Any) -> Path:
+def written(world, path: Path, settings: dict[str, Any] | None = None, **changes: Any) -> Path:
     """Write a configuration whose caches are encoded."""
     second = world.repa(teacher=str(world.root / "dinov3"), layer=1, weight=0.2)
     losses = {"repa": world.repa(), "repa_v3": second, "contrastive": {"use": "contrastive"}}
     infrastructure = {"threads": 1, "device": "cpu", "zero_stage": 2} | changes
-    settings = {"losses": losses, "infrastructure": infrastructure}
+    settings = {"losses": losses, "infrastructure": infrastructure} | (settings or {})
     world.config(**settings)
     path.write_text(yaml.safe_dump(world.settings(**settings)))
     return path
