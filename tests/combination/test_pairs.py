@@ -13,10 +13,13 @@ from prx.config import parse_run_config
 from tests.helpers import moments, running, same, weights
 from tests.tiny import World
 
+ATTENDED = {"student_layers": [0], "teacher_layers": [0]}
 # Each entry is one setting; a pair may not set one slot twice. `losses` entries are merged.
 SETTINGS: dict[str, dict[str, Any]] = {
     "repa dinov2": {"losses": {"repa": {"teacher": "dinov2", "layer": 0}}},
     "repa dinov3": {"losses": {"repa_v3": {"teacher": "dinov3", "layer": 1}}},
+    "irepa": {"losses": {"irepa": {"use": "irepa", "teacher": "dinov2", "layer": 0}}},
+    "attention": {"losses": {"maps": {"use": "attention_alignment", "teacher": "dinov3", **ATTENDED}}},
     "contrastive": {"losses": {"contrastive": {"use": "contrastive"}}},
     "tread": {"routing": {"use": "tread"}},
     "sprint": {"routing": {"use": "sprint", "path_drop": 0.3}},
@@ -24,6 +27,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dc": {"tokenizer": {"use": "autoencoder", "path": "dc", "sample": False}},
     "pixels": {"tokenizer": {"use": "pixels"}, "denoiser": {"width": 32, "depth": 2, "heads": 2, "patch_size": 4}},
     "kl mode": {"tokenizer": {"use": "autoencoder", "path": "kl", "sample": False}},
+    "x-prediction": {"objective": {"use": "x_prediction"}},
+    "contrastive corrected": {"losses": {"away": {"use": "contrastive", "correct_sampling": True}}},
+    "resolution token": {"denoiser": {"width": 32, "depth": 2, "heads": 2, "patch_size": 1, "resolution": "token"}},
+    "resolution vec": {"denoiser": {"width": 32, "depth": 2, "heads": 2, "patch_size": 1, "resolution": "vec"}},
     "shifted t": {"objective": {"use": "velocity", "shift": 3.0}},
     "mixed captions": {"data": {"captions": {"caption_long": 1.0, "caption_short": 2.0}}},
     "autocast": {"precision": "fp32_autocast_bf16"},
@@ -41,13 +48,16 @@ def slots(name: str) -> set[str]:
     return set(SETTINGS[name]) - {"losses"}
 
 
+def placed(world: World, part: dict[str, Any]) -> dict[str, Any]:
+    """Complete a loss, with the tiny world's folder where it names a teacher."""
+    found = part if "use" in part else world.repa(**part)
+    return found | ({"teacher": str(world.root / part["teacher"])} if "teacher" in part else {})
+
+
 def resolved(world: World, key: str, value: Any) -> Any:
     """Put the tiny world's folders where the settings name a model."""
     if key == "losses":
-        return {
-            name: part if "use" in part else world.repa(**part | {"teacher": str(world.root / part["teacher"])})
-            for name, part in value.items()
-        }
+        return {name: placed(world, part) for name, part in value.items()}
     if key == "tokenizer":
         return value | ({"path": str(world.root / value["path"])} if "path" in value else {})
     return world.settings()["data"] | value if key == "data" else value
@@ -109,10 +119,36 @@ def test_everything_at_once(world, tmp_path):
     trains(world, tmp_path, joined(world, (*names, "autocast", "ZeRO 3")))
 
 
+PERCEPTUAL = {
+    "lpips": {"use": "lpips", "network": "embedded:inception", "max_t": 0.7},
+    "p_dino": {"use": "p_dino", "teacher": "embedded:dinov2", "grid": 4},
+}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("ZeRO 0",),
+        ("ZeRO 3",),
+        ("autocast", "micro-batches"),
+        ("bf16_pure",),
+        ("repa dinov2", "tread"),
+        ("bf16_master", "ema"),
+    ],
+    ids=" + ".join,
+)
+def test_perceptual_losses_on_predicted_pictures(world, tmp_path, names):
+    """They work with pixels and x-prediction only, so pairs cannot show them."""
+    changes = joined(world, ("pixels", *names)) | {"objective": {"use": "x_prediction"}}
+    trains(world, tmp_path, changes | {"losses": changes.get("losses", {}) | PERCEPTUAL})
+
+
 GRADIENTS = [
-    *((name,) for name in ("repa dinov2", "contrastive", "flux2", "kl mode")),
+    *((name,) for name in ("repa dinov2", "irepa", "contrastive", "flux2", "kl mode")),
     ("tread", "repa dinov3"),
     ("sprint", "repa dinov3"),
+    ("x-prediction", "resolution token"),
+    ("contrastive corrected", "resolution vec"),
     ("repa dinov2", "repa dinov3", "contrastive"),
     ("repa dinov2", "repa dinov3", "contrastive", "bf16_master"),
 ]
