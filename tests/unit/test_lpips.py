@@ -223,6 +223,12 @@ def test_the_network_belongs_to_no_module_and_is_held_once():
     assert perceptual_net.shared(INCEPTION, "cpu") is perceptual_net.shared(INCEPTION, "cpu")
 
 
+def test_latents_have_no_place_in_a_network_for_pictures():
+    latents = torch.randn(2, 4, 32, 32)
+    with pytest.raises(RuntimeError, match="size of tensor a"):
+        term()(view(latents, latents, torch.zeros(2)))
+
+
 @pytest.mark.parametrize("provides", [set(), {"pixels"}, {"clean_prediction"}, set(READY)], ids=str)
 def test_latents_and_other_predictions_are_refused(provides):
     shape = RunShape(3, 32, depth=2, grid=(8, 8), provides=frozenset(provides))
