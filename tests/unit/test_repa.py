@@ -11,7 +11,7 @@ import torch
 from prx import recipe
 from prx.batches import Batches
 from prx.denoiser import walk
-from prx.interfaces import FlowSample, RunShape, StepView, Tap
+from prx.interfaces import FlowSample, Route, RunShape, StepView, Tap
 from prx.techniques.repa import Repa
 from prx.techniques.velocity import Velocity
 from prx.train_step import StepBatch, TrainStep
@@ -181,3 +181,33 @@ def test_terms_of_one_kind_are_initialised_apart(world):
     first, second = (module.losses[name].projector[0].weight for name in ("a", "b"))
     assert not torch.equal(first, second)
     assert torch.equal(second, alone.losses["b"].projector[0].weight)
+
+
+def test_two_teachers_meet_the_tokens_that_a_route_kept(world):
+    """Each term of several compares what the router let through with its own teacher's tokens at those places."""
+    second = world.repa(teacher=str(world.root / "dinov3"), layer=1, weight=0.2)
+    config = world.config(
+        losses={"a": world.repa(layer=1), "b": second, "before": world.repa()}, routing={"use": "tread"}
+    )
+    module = recipe.build(config)
+    randomise(module)
+    batch = Batches(config, world.cache, module).batch(0)
+    assert batch.kept is not None
+    assert batch.kept.shape == (8, 8)
+    loss, terms = module(batch)
+    sample = module.objective.sample(batch.clean, batch.noise, batch.t)
+    _, taps = walk(
+        module.denoiser, sample.noised, batch.t, batch.text, batch.mask, tapped={0, 1},
+        router=module.router, route=Route(batch.kept),
+    )  # fmt: skip
+    expected = {}
+    for name, layer in (("a", 1), ("b", 1), ("before", 0)):
+        target = batch.targets[name]
+        if layer:
+            target = torch.stack([row[kept] for row, kept in zip(target, batch.kept, strict=True)])
+        projected = module.losses[name].projector(taps[layer].features)
+        expected[name] = -torch.nn.functional.cosine_similarity(projected, target, dim=-1).mean()
+        torch.testing.assert_close(terms[name], expected[name].detach())
+    total = terms["objective"] + 0.5 * expected["a"] + 0.2 * expected["b"] + 0.5 * expected["before"]
+    torch.testing.assert_close(loss, total)
+    assert len({float(value.detach()) for value in expected.values()}) == 3
