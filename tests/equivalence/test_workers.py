@@ -36,12 +36,14 @@ def written(world, path: Path, settings: dict[str, Any] | None = None, **changes
     return path
 
 
-def run_two(config: Path, cache: Path, folder: Path) -> list[dict[str, Any]]:
-    """Train in two processes over the loopback; gives what each found."""
+def run_two(
+    config: Path, cache: Path, folder: Path, module: str = "tests.equivalence.two_workers"
+) -> list[dict[str, Any]]:
+    """Train in two processes over the loopback, each running a module; gives what each found."""
     arguments = [str(config), str(cache), str(folder), str(folder / "result"), str(STEPS)]
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     common |= {"GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-m", "tests.equivalence.two_workers", *arguments]
+    command = [sys.executable, "-m", module, *arguments]
     processes = [
         subprocess.Popen(
             command,
