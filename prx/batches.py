@@ -111,12 +111,18 @@ class Batches:
         return (self.tokenizer.channels, size, size)
 
     def mean_clean(self, most: int = 8_192, chunk: int = 256) -> Tensor:
-        """Average the modes of the first `most` cached latents, [C, H, W]."""
-        num, total = min(self.latents.num, most), torch.zeros(self.latent_shape(), dtype=torch.float64)
-        for start in range(0, num, chunk):
-            moments = self.latents.take("moments", np.arange(start, min(start + chunk, num)))
-            total += self.tokenizer.latent(moments, None).double().sum(0)
-        return (total / num).float()
+        """Average the modes of cached latents as training weighs them, [C, H, W].
+
+        Of each set `most` of the rows that are trained on, evenly spaced, or all.
+        """
+        total = torch.zeros(self.latent_shape(), dtype=torch.float64)
+        for start, rows, share in zip(self._order.starts, self._order.chosen, self._order.shares, strict=True):
+            num = min(len(rows), most)
+            rows = start + rows[np.arange(num) * len(rows) // num]
+            for part in np.split(rows, range(chunk, num, chunk)):
+                latents = self.tokenizer.latent(self.latents.take("moments", part), None)
+                total += share / num * latents.double().sum(0)
+        return total.float()
 
     def _clean(self, step: int, order: np.ndarray, rows: np.ndarray) -> Tensor:
         noise = self._posterior(step, len(order))

@@ -27,6 +27,7 @@ class Order:
         self.starts = np.concatenate([[0], np.cumsum(sizes)])[:-1]
         self.chosen = [chosen(data, path, size) for path, size in zip(data.sources, sizes, strict=True)]
         weights = np.array([source.weight for source in data.sources.values()], dtype=np.float64)
+        self.shares = weights / weights.sum()
         self._bounds = np.cumsum(weights) / weights.sum()
         self._blocks: dict[int, np.ndarray] = {}
         self._counts = np.zeros((1, len(sizes)), dtype=np.int64)

@@ -23,6 +23,7 @@ from tests.helpers import running, same, weights
 WEIGHT = 0.05
 SHAPE = RunShape(channels=4, latent_size=8, depth=2, grid=(8, 8))
 FLOW = Velocity(Velocity.Config(use="velocity"))
+WEIGHTS = {"train": 1.0, "reference": 3.0}
 CORRECTED = {"use": "contrastive", "weight": 0.2, "correct_sampling": True}
 
 
@@ -183,9 +184,30 @@ def test_mean_latent_is_that_of_the_cached_modes(world):
     config = world.config()
     batches = Batches(config, world.cache, recipe.build(config))
     modes = batches.tokenizer.latent(batches.latents.take("moments", np.arange(48)), None).double()
-    for chunk in (5, 256):
+    for chunk in (5, 48, 256):
         torch.testing.assert_close(batches.mean_clean(chunk=chunk), modes.mean(0).float(), rtol=0, atol=1e-7)
-    torch.testing.assert_close(batches.mean_clean(most=10, chunk=4), modes[:10].mean(0).float(), rtol=0, atol=1e-7)
+    spaced = modes[[0, 9, 19, 28, 38]].mean(0).float()
+    torch.testing.assert_close(batches.mean_clean(most=5, chunk=2), spaced, rtol=0, atol=1e-7)
+
+
+def test_mean_latent_is_that_of_the_samples_trained_on(world):
+    """A subset's rows only, and several sets by their weights."""
+    sets = {name: {"train": str(world.root / name), "weight": weight} for name, weight in WEIGHTS.items()}
+    found = {}
+    for name, data in (("train", {}), ("subset", {"subset": {"rows": 6}}), ("mixture", {"mixture": sets})):
+        given = world.settings()["data"] | data
+        if "mixture" in data:
+            del given["train"]
+        config = world.config(data=given)
+        found[name] = Batches(config, world.cache, recipe.build(config))
+    rows = found["subset"]._order.chosen[0]
+    assert len(rows) == 6
+    modes = found["mixture"].tokenizer.latent(found["mixture"].latents.take("moments", np.arange(64)), None)
+    expected = {"train": modes[:48].mean(0), "subset": modes[rows].mean(0)}
+    expected["mixture"] = 0.25 * expected["train"] + 0.75 * modes[48:].mean(0)
+    for name, mean in expected.items():
+        torch.testing.assert_close(found[name].mean_clean(chunk=7), mean, rtol=0, atol=1e-6)
+    assert not torch.allclose(expected["train"], expected["mixture"], atol=1e-3)
 
 
 def predicted(trainer, *, at: float = 0.5):
