@@ -1,4 +1,4 @@
-"""`prx-sweep plan | run | status`, the same as `python -m sweeps`."""
+"""`prx-sweep plan | run | status | techniques`, the same as `python -m sweeps`."""
 
 from __future__ import annotations
 
@@ -70,6 +70,16 @@ def status(
     from sweeps.status import find, render_status
 
     _console().print(render_status(find(sweep, store.absolute())))
+
+
+@app.command()
+def techniques(
+    name: Annotated[str | None, typer.Argument(help="One technique, in full.", metavar="NAME")] = None,
+) -> None:
+    """List what can be varied: techniques, their sources and search ranges, the levels of the catalogues."""
+    from sweeps.techniques import find, render_all, render_one
+
+    _console().print(render_all() if name is None else render_one(find(name)))
 
 
 def _console() -> Console:

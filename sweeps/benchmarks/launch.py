@@ -58,9 +58,7 @@ def measure(trials: int, documented: int, steps: int, store: Path) -> None:
     for column in ("way", "trials", "elapsed s", "own work s", "overhead s a trial"):
         table.add_column(column, justify="right")
     for side in sides:
-        table.add_row(
-            side.name, str(side.trials), f"{side.elapsed:.1f}", f"{side.work:.1f}", f"{side.overhead:.2f}"
-        )
+        table.add_row(side.name, str(side.trials), f"{side.elapsed:.1f}", f"{side.work:.1f}", f"{side.overhead:.2f}")
     console = Console()
     console.print(table)
     ratio = sides[0].overhead / sides[1].overhead

@@ -22,6 +22,11 @@ STAND_INS: dict[str, dict[str, Any]] = {
         "model_type": "dinov2_with_registers", "hidden_size": 1024, "num_attention_heads": 16,
         "num_hidden_layers": 24, "patch_size": 14,
     },
+    "facebook/dinov2-with-registers-base": {
+        "model_type": "dinov2_with_registers", "hidden_size": 768, "num_attention_heads": 12,
+        "num_hidden_layers": 12, "patch_size": 14,
+    },
+    "timm/vgg16.tv_in1k": {"architecture": "vgg16"},
     "facebook/dinov3-vitl16-pretrain-lvd1689m": {
         "model_type": "dinov3_vit", "hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 24,
         "patch_size": 16,

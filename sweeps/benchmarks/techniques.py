@@ -256,14 +256,15 @@ def _name(levels: Mapping[str, str]) -> str:
 
 def _table(found: Sequence[Measured], base: str, config: RunConfig, peak: float | None) -> Table:
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    run = f"{Path(base).stem}, batch {config.batch_size}, {where}"
     table = Table(
-        title=f"Throughput relative to the baseline ({base}, batch {config.batch_size}, {where})", box=SIMPLE_HEAD,
+        title=f"Throughput relative to the baseline ({run})", box=SIMPLE_HEAD,
         caption="Median and quartiles over interleaved rounds. Encoders are cached here; the article's teachers and "
         "autoencoders ran at every step.", pad_edge=False,
     )  # fmt: skip
-    table.add_column("level", overflow="fold")
+    table.add_column("level", min_width=20, overflow="fold")
     for column in ("tokens", "ms", "ratio", "quartiles", "article"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=column != "tokens")
     if torch.cuda.is_available() or peak:
         table.add_column("TFLOP/s", justify="right")
         table.add_column("of peak", justify="right")
