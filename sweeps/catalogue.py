@@ -58,8 +58,11 @@ def catalogue_names() -> list[str]:
 def default_catalogue(base: Source) -> str:
     """Choose the catalogue of a base that names none: by the world its training data come from."""
     data = base.data.get("data") if isinstance(base.data, Mapping) else None
-    train = data.get("train") if isinstance(data, Mapping) else None
-    return "embedded" if str(train).startswith("embedded:") else "real"
+    given = data if isinstance(data, Mapping) else {}
+    mixture = given.get("mixture")
+    sets = mixture.values() if isinstance(mixture, Mapping) else [given]
+    trains = [str(found.get("train")) for found in sets if isinstance(found, Mapping)]
+    return "embedded" if trains and all(train.startswith("embedded:") for train in trains) else "real"
 
 
 def load_catalogue(name: str, at: Source) -> Source:

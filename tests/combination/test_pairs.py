@@ -37,7 +37,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "resolution token": {"denoiser": {"width": 32, "depth": 2, "heads": 2, "patch_size": 1, "resolution": "token"}},
     "resolution vec": {"denoiser": {"width": 32, "depth": 2, "heads": 2, "patch_size": 1, "resolution": "vec"}},
     "shifted t": {"objective": {"use": "velocity", "shift": 3.0}},
-    "mixed captions": {"data": {"captions": {"caption_long": 1.0, "caption_short": 2.0}}},
+    "mixed captions": {"data": {"captions": {"caption_long": 1.0, "caption_short": 2.0}, "subset": {"share": 0.5}}},
     "autocast": {"precision": "fp32_autocast_bf16"},
     "bf16_master": {"precision": "bf16_master"},
     "bf16_pure": {"precision": "bf16_pure"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import pytest
@@ -19,7 +20,8 @@ from sweeps.techniques import levels, uses
 BASES = {"embedded": "embedded", "real": "prx_1b_256"}
 OFF = {
     "alignment": "none", "objective": "flow_matching", "tokenizer": "flux", "perceptual": "none", "routing": "none",
-    "optimizer": "adamw", "ema": "none", "resolution": "none", "captions": "long", "data": "synthetic",
+    "optimizer": "adamw", "ema": "none", "resolution": "none", "captions": "long", "prompts": "long_prompts",
+    "data": "synthetic",
 }  # fmt: skip
 PARTNERS = {
     "perceptual": {"tokenizer": "pixels", "objective": "x_prediction"},
@@ -28,13 +30,22 @@ PARTNERS = {
 """What a level cannot be trained without."""
 
 
+@cache
+def shipped(name: str) -> Source:
+    return load_catalogue(name, Source(None))
+
+
+@cache
+def patch_of(catalogue: str, axis: str, level: str) -> Source:
+    patch, wrong = read_patch(shipped(catalogue), (axis, level, "patch"))
+    assert wrong == []
+    return patch
+
+
 def composed(catalogue: str, chosen: Mapping[str, str], **changes: Any) -> Source:
     source = merge(load_base(BASES[catalogue]), Source({"infrastructure": {"zero_stage": 1, "micro_batch": None}}))
-    levels = load_catalogue(catalogue, Source(None))
     for axis, level in chosen.items():
-        patch, wrong = read_patch(levels, (axis, level, "patch"))
-        assert wrong == []
-        source = merge(source, patch)
+        source = merge(source, patch_of(catalogue, axis, level))
     return merge(source, Source(changes))
 
 
@@ -72,7 +83,7 @@ def test_a_level_without_its_partner_is_found_from_the_configuration(catalogue, 
 
 @pytest.mark.parametrize("catalogue", catalogue_names())
 def test_levels_of_one_axis_train_different_runs(catalogue):
-    found = load_catalogue(catalogue, Source(None)).data
+    found = shipped(catalogue).data
     for axis, entries in found.items():
         identities = [config_id(run_of(catalogue, {axis: level})) for level in entries]
         assert len(set(identities)) == len(identities), axis
@@ -82,10 +93,9 @@ def test_levels_of_one_axis_train_different_runs(catalogue):
 def test_the_level_that_is_off_undoes_every_other(catalogue):
     """So that it is off whatever the base says, settings of optimizer and clipping aside."""
     for axis, off in OFF.items():
-        for level in load_catalogue(catalogue, Source(None)).data[axis]:
+        for level in shipped(catalogue).data[axis]:
             undone = composed(catalogue, {axis: level})
-            patch, _ = read_patch(load_catalogue(catalogue, Source(None)), (axis, off, "patch"))
-            config = parse_run_config(merge(undone, patch).data)
+            config = parse_run_config(merge(undone, patch_of(catalogue, axis, off)).data)
             plain = run_of(catalogue, {axis: off})
             for section in ("losses", "routing", "ema", "denoiser", "sampling"):
                 assert getattr(config, section) == getattr(plain, section), (axis, level)
@@ -98,12 +108,18 @@ def test_the_level_that_is_off_undoes_every_other(catalogue):
 
 
 @pytest.mark.parametrize("catalogue", catalogue_names())
+def test_a_cells_name_says_what_is_on(catalogue):
+    """Cells are named by levels without their axes; only what is off may be called alike."""
+    found = shipped(catalogue).data
+    names = [level for axis in found for level in found[axis] if level != OFF.get(axis)]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("catalogue", catalogue_names())
 def test_axes_do_not_write_the_same_setting(catalogue):
     """Any two axes can be in one sweep: their order means nothing."""
-    found = load_catalogue(catalogue, Source(None))
-    patches = {
-        (axis, level): read_patch(found, (axis, level, "patch"))[0] for axis in found.data for level in found.data[axis]
-    }
+    found = shipped(catalogue).data
+    patches = {(axis, level): patch_of(catalogue, axis, level) for axis in found for level in found[axis]}
     base = load_base(BASES[catalogue])
     for one, first in patches.items():
         for two, second in patches.items():
@@ -112,7 +128,7 @@ def test_axes_do_not_write_the_same_setting(catalogue):
 
 
 def test_both_worlds_have_the_same_axes_and_levels():
-    embedded, real = (load_catalogue(name, Source(None)).data for name in ("embedded", "real"))
+    embedded, real = (shipped(name).data for name in ("embedded", "real"))
     assert list(embedded) == list(real)
     missing = {axis: set(real[axis]) ^ set(embedded[axis]) for axis in real}
     assert {axis: names for axis, names in missing.items() if names} == {"tokenizer": {"dc_ae"}}

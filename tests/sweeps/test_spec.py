@@ -214,6 +214,8 @@ def test_metrics_are_those_that_evaluation_computes():
 def test_the_catalogue_follows_the_world_of_the_base(train, expected):
     assert catalogue.default_catalogue(parse_yaml(f"data: {{train: {train!r}}}")) == expected
     assert catalogue.default_catalogue(parse_yaml("steps: 1")) == "real"
+    mixed = f"data: {{mixture: {{a: {{train: {train!r}}}, b: {{train: 'embedded:photos'}}}}}}"
+    assert catalogue.default_catalogue(parse_yaml(mixed)) == expected
 
 
 def test_a_catalogue_of_ones_own(tmp_path: Path):
