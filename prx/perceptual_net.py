@@ -47,7 +47,8 @@ class PerceptualNetwork:
     A `vgg16` folder, with torchvision's keys as in timm/vgg16.tv_in1k, is weighted by the linear heads that
     LPIPS learned from human judgements. A `resnet` (transformers' classes; the embedded world's inception
     role) has no such heads: every channel weighs the same, and the depths are averaged.
-    Both expect ImageNet's channel statistics.
+    Both expect ImageNet's channel statistics. Where a run trains on the network that FID looks through, as
+    with the embedded world's inception role, FID is no independent judge any more.
     Source: Zhang et al. 2018 (arXiv:1801.03924). The heads are those of LPIPS 0.1 (BSD 2-clause, copyright
     2018 Zhang, Isola, Efros, Shechtman, Wang), read from the installed torchmetrics package.
     """
@@ -68,7 +69,9 @@ class PerceptualNetwork:
             wanted = self.features(second)
         total = first.new_zeros(len(first), dtype=torch.float32)
         for here, there, head in zip(self.features(first), wanted, self.backbone.heads(), strict=True):
-            total = total + torch.einsum("bchw,c->bhw", (here - there).square(), head).mean(dim=(1, 2))
+            # A matrix product would fall back to bfloat16 under autocast; this sum does not.
+            weighted = (here - there).square() * head.view(-1, 1, 1)
+            total = total + weighted.sum(dim=1).mean(dim=(1, 2))
         return total
 
 

@@ -144,6 +144,16 @@ def test_descending_lowers_the_distance(network):
     assert (network.distance(estimate, clean) < 0.95 * network.distance(start, clean)).all()
 
 
+def test_autocast_only_touches_the_convolutions(network):
+    images = scenes(4)
+    exact = network.distance(noisy(images, 0.3), images)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(network.distance(images, images), torch.zeros(4))
+        rounded = network.distance(noisy(images, 0.3), images)
+    assert rounded.dtype == torch.float32
+    torch.testing.assert_close(rounded, exact, rtol=0.03, atol=0)
+
+
 def test_no_weight_gets_a_gradient(network):
     images = scenes(2).requires_grad_()
     network.distance(images, scenes(2, seed=3)).sum().backward()
