@@ -17,6 +17,7 @@ from torch import Tensor
 from prx import recipe
 from prx.config import RunConfig
 from prx.ema import Ema
+from prx.end_to_end import PREFIX
 from prx.errors import NonFiniteError
 from prx.train_step import MAIN_TERM, StepBatch, TrainStep
 
@@ -211,7 +212,8 @@ class Engine:
         for terms in self._terms:
             for name, value in terms.items():
                 if not torch.isfinite(value):
-                    return f"{name if name == MAIN_TERM else f'losses.{name}'} became {value.item()}"
+                    own = name == MAIN_TERM or name.startswith(PREFIX)
+                    return f"{name if own else f'losses.{name}'} became {value.item()}"
         return None
 
     def save(self, folder: Path, state: Mapping[str, Any] | None = None) -> None:

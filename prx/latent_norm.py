@@ -63,9 +63,14 @@ class LatentNorm(nn.Module):
         mean = _over_workers(values.mean(dim=(0, 2, 3)), workers)
         centred = values - mean.view(-1, 1, 1)
         var = _over_workers(centred.square().mean(dim=(0, 2, 3)), workers)
-        self.running_mean.lerp_(mean, MOMENTUM)
-        self.running_var.lerp_(var * (num / max(1, num - 1)), MOMENTUM)
+        self._follow(mean, var * (num / max(1, num - 1)))
         return centred / (var + EPS).sqrt().view(-1, 1, 1)
+
+    def _follow(self, mean: Tensor, var: Tensor) -> None:
+        """Move the running statistics, unless a latent is not finite: no step will be taken then."""
+        finite = torch.isfinite(mean + var).all()
+        for running, seen in ((self.running_mean, mean), (self.running_var, var)):
+            running.copy_(torch.where(finite, running.lerp(seen, MOMENTUM), running))
 
     @torch.no_grad()
     def start_from(self, mean: Tensor, var: Tensor) -> None:

@@ -194,6 +194,7 @@ def tokenizer_identity(part: Any) -> str:
 
 def tokenizer(part: Any, device: torch.device) -> ImageTokenizer:
     """Load a tokenizer, or take the one this process already holds: it is frozen."""
+    assert end_to_end.TRAINED not in registry.resolve("tokenizer", part.use).PROVIDES, "`build` makes one to train"
     return _tokenizer(part.use, part.model_dump_json(), str(device))
 
 

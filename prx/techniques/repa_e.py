@@ -118,9 +118,7 @@ class RepaE(TrainedTokenizer):
         return f"repa-e-v{VERSION}:{loaders.identity(c.path, c.subfolder, c.revision)}"
 
     def _posterior(self, images: Tensor) -> Any:
-        # Convolutions of few channels run faster in this layout on a CPU; weights stay as optimizers want them.
-        given = images.to(next(self.vae.parameters()).dtype).contiguous(memory_format=torch.channels_last)
-        return self.vae.encode(given).latent_dist
+        return self.vae.encode(images.to(next(self.vae.parameters()).dtype)).latent_dist
 
     def draw(self, images: Tensor, noise: Tensor) -> Drawn:
         """Draw mean + std · noise from the posterior of images [B, 3, S, S]."""

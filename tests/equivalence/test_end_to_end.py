@@ -20,6 +20,7 @@ from prx.batches import Batches, seed_normalisation
 from prx.config import RunConfig, parse_run_config
 from prx.denoiser import walk
 from prx.end_to_end import EndToEnd
+from prx.errors import NonFiniteError
 from prx.techniques.repa_e import RepaE
 from prx.train_step import TrainStep
 from prx.trainer import Trainer
@@ -187,6 +188,30 @@ def test_without_alignment_and_normalisation_the_denoisers_pass_is_repa(world, m
     plain(replace(batch, clean=latents, images=None))[0].backward()
     for name, parameter in plain.named_parameters():
         assert torch.equal(parameter.grad, module.get_parameter(name).grad), name
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_alignment_stops_on_both_sides(world, tmp_path, stage):
+    changes = parts(world) | {"losses": {"repa": world.repa(stop_step=2)}}
+    with running(world, tmp_path, zero_stage=stage, **changes) as trainer:
+        before = [trainer.advance(step).terms.keys() for step in (1, 2)]
+        trained = weights(trainer)
+        after = trainer.advance(3).terms.keys()
+        assert before == [after | {"repa", "tokenizer/repa"}] * 2
+        moved = {name for name, value in weights(trainer).items() if not torch.equal(value, trained[name])}
+    assert any(name.startswith("tokenizer.vae.encoder") for name in moved)
+
+
+def test_broken_pictures_are_named_and_move_nothing(world, tmp_path):
+    with running(world, tmp_path, **parts(world)) as trainer:
+        trainer.advance(1)
+        with torch.no_grad():
+            trainer.tokenizer.vae.decoder.conv_out.bias.fill_(float("nan"))
+        before = weights(trainer)
+        with pytest.raises(NonFiniteError, match=r"^step 2: tokenizer/reconstruction became nan; the weights are"):
+            trainer.advance(2)
+        found = weights(trainer)
+    assert all(torch.equal(value, found[name]) for name, value in before.items() if "decoder.conv_out" not in name)
 
 
 def test_frozen_drop_in_has_no_parameter_and_no_gradient(world, tmp_path):

@@ -58,6 +58,14 @@ def test_statistics_stay_float32_in_a_bfloat16_model():
     assert set(model[0].state_dict()) == {"running_mean", "running_var"}
 
 
+def test_latents_that_are_no_numbers_leave_the_statistics_alone():
+    norm, latents = LatentNorm(2), drawn(2, 2, 3, 3)
+    latents[0, 0, 0, 0] = float("inf")
+    assert not norm.batch(latents).isfinite().all()
+    assert torch.equal(norm.running_mean, torch.zeros(2))
+    assert torch.equal(norm.running_var, torch.ones(2))
+
+
 def test_only_the_running_normalisation_has_a_gradient():
     norm, latents = LatentNorm(2), drawn(2, 2, 3, 3).requires_grad_()
     assert not norm.batch(latents).requires_grad
