@@ -20,7 +20,7 @@ from prx.errors import UserError
 from prx.modelfiles import CONFIG
 
 EMBEDDED = "embedded:"
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 

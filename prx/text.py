@@ -44,12 +44,16 @@ class TextEncoder:
     def __init__(self, path: str, max_tokens: int, device: torch.device) -> None:
         from transformers import AutoTokenizer, T5GemmaEncoderModel
 
+        text_width(path)  # refuses other models before their files are read
         folder = loaders.folder(path)
         modelfiles.read_json(folder / "tokenizer.json", loaders.place(path).how)
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="right")
         except (OSError, ValueError) as error:
             raise UserError(f"{path!r}: the text tokenizer in {folder} cannot be loaded ({error})") from error
+        if not self.tokenizer("")["input_ids"]:
+            rule = "its tokenizer must give the empty caption a token, such as <bos>, got none"
+            raise UserError(f"{path!r}: {rule}; no attention would be left to what stands for a dropped caption")
         # The published folders hold encoder and decoder; the class takes the encoder only when told so.
         model = loaders.load(T5GemmaEncoderModel, path, dtype=torch.float32, is_encoder_decoder=False)
         self.model = model.to(device)
