@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import tempfile
 import time
@@ -55,7 +56,10 @@ LEVELS = (
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds a step of the baseline and of the levels, by round; `flops` counts one global batch."""
+    """Seconds a step of the baseline and of the levels, by round; `flops` counts one global batch.
+
+    Units: seconds of wall-clock time on a GPU, of processor time on a CPU.
+    """
 
     levels: dict[str, str]
     tokens: str
@@ -94,6 +98,8 @@ class InMemory:
     """The engine alone, on one batch of random numbers."""
 
     def __init__(self, config: RunConfig) -> None:
+        if config.infrastructure.threads:
+            torch.set_num_threads(config.infrastructure.threads)
         self.engine, self.number = Engine(config, recipe.build(config)), 0
         self.batch = batch_of(config, self.engine.module, self.engine.device)
 
@@ -142,15 +148,31 @@ def measure(
         found = []
         for chosen in wanted:
             try:
-                configs = [_config(source, catalogue, c, root if synthetic else None) for c in ({}, chosen)]
+                found.append(_one(source, catalogue, chosen, rounds, None if synthetic else cache, root))
             except UserError as error:
                 console.print(f"left out: {_name(chosen)}: {error}", markup=False, highlight=False)
-                continue
-            if not synthetic:
-                prepare.prepare(configs, cache, lambda what, done, total: None)
-            found.append(_measured(configs, chosen, rounds, None if synthetic else cache, root))
     console.print(_table(found, base, configs_of(source), peak_tflops))
     return found
+
+
+def _one(
+    source: Source, catalogue: Source, chosen: dict[str, str], rounds: int, cache: Path | None, root: Path
+) -> Measured:
+    """Measure one combination of levels; without a cache, on random numbers and stand-ins for models.
+
+    Raises:
+        UserError: The run cannot be trained, or not without data and weights.
+    """
+    configs = [_config(source, catalogue, levels, root if cache is None else None) for levels in ({}, chosen)]
+    if cache is not None:
+        prepare.prepare(configs, cache, lambda what, done, total: None)
+    elif "trained_tokenizer" in recipe.shape_of(configs[1]).provides:
+        raise UserError("a tokenizer that is trained needs pictures and weights")
+    try:
+        return _measured(configs, chosen, rounds, cache, root)
+    finally:
+        gc.collect()  # engines refer to themselves; two of the next level must fit beside nothing else
+        torch.cuda.empty_cache()
 
 
 def configs_of(source: Source) -> RunConfig:
@@ -220,11 +242,13 @@ def _measured(
 
 
 def _seconds(side: Side) -> float:
-    started = time.perf_counter()
+    """Time a step: on a GPU until it is done, on a CPU by the seconds this process got, whoever else is busy."""
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+    started = clock()
     side.step()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def _tokens(config: RunConfig) -> str:
@@ -255,7 +279,7 @@ def _name(levels: Mapping[str, str]) -> str:
 
 
 def _table(found: Sequence[Measured], base: str, config: RunConfig, peak: float | None) -> Table:
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, threads: {torch.get_num_threads()}"
     run = f"{Path(base).stem}, batch {config.batch_size}, {where}"
     table = Table(
         title=f"Throughput relative to the baseline ({run})", box=SIMPLE_HEAD,

@@ -121,6 +121,23 @@ def test_levels_that_the_base_cannot_have_are_named(base, capsys, tmp_path):
     assert "left out: precision=bf16_pure: " in capsys.readouterr().out
 
 
+def test_what_needs_pictures_or_weights_is_left_out(base, capsys, tmp_path):
+    end_to_end = "tokenizer=repa_e_end_to_end alignment=repa_dinov2"
+    assert techniques.measure(base, 2, tmp_path, synthetic=True, levels=[end_to_end]) == []
+    assert "a tokenizer that is trained needs pictures and weights" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_contrastive_term_multiplies_nothing():
+    """So it costs what a few element-wise operations on latents cost, far below 2 % of a step."""
+    source = techniques.load_base("embedded")
+    plain = parse_run_config(source.data)
+    away = parse_run_config(source.data | {"losses": {"contrastive": {"use": "contrastive"}}})
+    taught = parse_run_config(
+        source.data | {"losses": {"repa": {"use": "repa", "teacher": "embedded:dinov2", "layer": 1}}}
+    )
+    assert techniques.flops(away) == techniques.flops(plain) < techniques.flops(taught)
+
+
 def test_unknown_levels_are_refused(base, tmp_path):
     with pytest.raises(UserError, match=r"--level must be AXIS=LEVEL of the catalogue; .*'teacher'"):
         techniques.measure(base, 2, tmp_path, synthetic=True, levels=["teacher=none"])
