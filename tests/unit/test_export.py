@@ -21,6 +21,7 @@ from prx.techniques.velocity import Velocity
 from prx.text import TextEncoder
 from prx.train_step import TrainStep
 from prx.trainer import checkpoints
+from tests.equivalence.test_workers import STEPS, run_two, written
 from tests.helpers import randomise, running, weights
 
 CPU = torch.device("cpu")
@@ -206,6 +207,14 @@ def test_velocity_in_pixels_and_a_late_last_step_fit_no_pipeline(world):
     assert [problem.path for problem in refusals(late, untrained(late))] == ["sampling.num_steps"]
 
 
+def test_a_tokenizer_trained_with_the_run_fits_no_pipeline(world):
+    tokenizer = {"use": "repa_e", "path": str(world.root / "kl"), "gan_width": 8, "gan_depth": 2}
+    config = configured(world, tokenizer=tokenizer, losses={"repa": world.repa()})
+    found = list(refusals(config, untrained(config)))
+    assert [problem.path for problem in found] == ["tokenizer"]
+    assert "the normalisation of every channel" in found[0].message
+
+
 def test_routing_guidance_is_refused_and_its_denoiser_is_not(world):
     denoiser = {"width": 32, "depth": 3, "heads": 2, "patch_size": 1}
     routing = {"use": "tread", "start": 1, "end": 1}
@@ -226,6 +235,15 @@ def test_a_checkpoint_gives_its_weights_at_any_stage(world, tmp_path, stage):
     found = dict(module.named_parameters())
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_checkpoint_of_two_workers_is_read_by_one(world, tmp_path):
+    file = written(world, tmp_path / "two.yaml", workers=2, zero_stage=3)
+    first, _ = run_two(file, world.cache, tmp_path)
+    module = checkpoint.read_module(parse_run_config(yaml.safe_load(file.read_text())), checkpoints(tmp_path)[STEPS])
+    found = dict(module.named_parameters())
+    assert found.keys() == first["weights"].keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in first["weights"].items())
 
 
 def test_a_checkpoint_gives_the_average_where_the_sampler_uses_it(world, tmp_path):
