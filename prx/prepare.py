@@ -146,7 +146,8 @@ def _latent_job(config: RunConfig, dataset: Dataset) -> Job:
             yield {"moments": _half(moments, "the latent")}
 
     key = CacheKey("latents", f"{identity}:size={size}", dataset.fingerprint)
-    values = 2 * channels * (size // downsample) ** 2
+    copies = 2 if getattr(part, "sample", False) else 1  # mean and deviation, where the posterior is drawn from
+    values = copies * channels * (size // downsample) ** 2
     return Job(key, f"latents ({_short(part)})", dataset.num, values, parts)
 
 

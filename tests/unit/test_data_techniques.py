@@ -158,6 +158,20 @@ def test_mixture_and_subset_train_and_resume(world, other, tmp_path):
         assert same(weights(trainer), trained)
 
 
+@pytest.mark.parametrize(
+    ("tokenizer", "patch"), [({"path": "kl"}, 1), ({"path": "kl", "sample": False}, 1), ({"use": "pixels"}, 4)]
+)
+def test_the_limit_knows_what_latents_take(world, tokenizer, patch):
+    named = {"path": str(world.root / tokenizer["path"])} if "path" in tokenizer else {}
+    config = world.config(
+        tokenizer={"use": "autoencoder"} | tokenizer | named,
+        denoiser={"width": 32, "depth": 2, "heads": 2, "patch_size": patch},
+    )
+    (job,) = prepare.plan(config, world.cache).latents
+    shape = prepare.read(world.cache, [job]).take("moments", np.arange(job.num)).shape
+    assert job.num * job.row_values == int(np.prod(shape))
+
+
 CONTRADICTIONS = [
     ({"mixture": {}}, "data.mixture: "),
     ({"train": "x", "mixture": TWO["mixture"]}, "data: must have either train or mixture (the other one null)"),
