@@ -35,6 +35,7 @@ from sweeps.patches import read_patch
 
 WARM_UP = 3
 LEVELS = (
+    "objective=flow_matching",
     "alignment=repa_dinov2",
     "alignment=repa_dinov3",
     "alignment=irepa_dinov2",
@@ -51,7 +52,10 @@ LEVELS = (
     "ema=ema",
     "resolution=token",
 )
-"""Catalogue levels that are measured unless told; those that the base cannot have are named and left out."""
+"""Catalogue levels that are measured unless told; those that the base cannot have are named and left out.
+
+The first is the baseline itself: how far from 1 a ratio can be by chance.
+"""
 
 
 @dataclass(frozen=True)
