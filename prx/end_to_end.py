@@ -116,9 +116,6 @@ def problems(config: RunConfig, shape: RunShape) -> Iterator[Problem]:
         if technique.pair is not LossTerm.pair:
             yield Problem(f"losses.{name}", f"must not pair samples with tokenizer {use}, which makes each worker's "
                           f"latents in the step, got {config.losses[name].use!r}")  # fmt: skip
-    if infra.zero_stage == 3:
-        yield Problem("infrastructure.zero_stage", f"must be 0..2 with tokenizer {use}, whose pass needs whole weights "
-                      "of a frozen denoiser, got 3")  # fmt: skip
     if config.micro_batch != config.batch_size // infra.workers:
         yield Problem("infrastructure.micro_batch", f"must be the whole share of a worker "
                       f"({config.batch_size // infra.workers}) with tokenizer {use}, whose batch statistics depend on "

@@ -181,12 +181,7 @@ def _heads(path: str, widths: list[int]) -> list[Tensor]:
 
 def unmet(shape: RunShape) -> list[tuple[str, str]]:
     """Find what keeps a perceptual loss from working: it compares predicted pictures, not latents."""
-    found = []
-    if "pixels" not in shape.provides:
-        found.append(("use", "compares pictures, needs tokenizer.use: pixels"))
-    if "clean_prediction" not in shape.provides:
-        found.append(("use", "compares a predicted clean picture, needs objective.use: x_prediction"))
-    return found
+    return [] if "pixels" in shape.provides else [("use", "compares pictures, needs tokenizer.use: pixels")]
 
 
 def gated(distance: Callable[[Tensor, Tensor], Tensor], view: StepView, max_t: float) -> Tensor:

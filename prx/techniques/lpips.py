@@ -24,7 +24,7 @@ class Lpips(LossTerm):
 
     SOURCE = "PixelGen 2026, arXiv:2602.02493"
     SEARCH = {"weight": LogUniform(0.05, 0.5), "max_t": Uniform(0.5, 1.0)}
-    REQUIRES = ("pixels", "x-prediction")
+    REQUIRES = ("pixels",)
     wants_estimate = True
 
     class Config(TermConfig):

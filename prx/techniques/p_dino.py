@@ -34,7 +34,7 @@ class PDino(LossTerm):
 
     SOURCE = "PixelGen 2026, arXiv:2602.02493"
     SEARCH = {"weight": LogUniform(0.005, 0.05), "max_t": Uniform(0.5, 1.0)}
-    REQUIRES = ("pixels", "x-prediction")
+    REQUIRES = ("pixels",)
     wants_estimate = True
 
     class Config(TermConfig):

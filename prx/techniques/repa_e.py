@@ -40,7 +40,7 @@ class RepaE(TrainedTokenizer):
     SEARCH = {"align_weight": LogUniform(0.5, 5.0)}
     PROVIDES = frozenset({"trained_tokenizer"})
     REQUIRES = ("an alignment term", "micro-batch of a worker's whole share")
-    CONFLICTS = ("losses that pair samples", "ZeRO 3")
+    CONFLICTS = ("losses that pair samples",)
 
     class Config(PartConfig):
         """Where the tokenizer starts, and the weights of its losses.

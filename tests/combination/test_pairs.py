@@ -84,7 +84,6 @@ IMPOSSIBLE = {
     ("ema", "ZeRO 3"): "ema",
     ("contrastive", "repa-e end to end"): "losses.contrastive",
     ("repa-e end to end", "contrastive corrected"): "losses.away",
-    ("repa-e end to end", "ZeRO 3"): "infrastructure.zero_stage",
     ("repa-e end to end", "micro-batches"): "infrastructure.micro_batch",
 }
 

@@ -100,7 +100,7 @@ class ThreeOptimizers:
             optimizer.step()
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_one_engine_is_three_optimizers(world, tmp_path, stage):
     """So large an eps makes Adam's step proportional to its momentum: the gradients' sizes count, too."""
     proportional = {"optimizer": {"use": "adamw", "lr": 50.0, "eps": 1e3}, "grad_clip": None}
@@ -120,7 +120,7 @@ def test_one_engine_is_three_optimizers(world, tmp_path, stage):
 
 def test_stages_agree(world, tmp_path):
     found = []
-    for stage in (0, 1, 2):
+    for stage in (0, 1, 2, 3):
         with running(world, tmp_path, zero_stage=stage, **parts(world)) as trainer:
             progress = trainer.advance(STEPS)
             found.append((progress.loss, weights(trainer) | buffers(trainer)))

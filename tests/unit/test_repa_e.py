@@ -280,11 +280,6 @@ REFUSED = [
         "losses: must have an alignment term, such as repa, through which tokenizer repa_e learns, got no loss",
     ),
     (
-        {"infrastructure": {"device": "cpu", "zero_stage": 3}},
-        "infrastructure.zero_stage: must be 0..2 with tokenizer repa_e, whose pass needs whole weights of a frozen "
-        "denoiser, got 3",
-    ),
-    (
         {"infrastructure": {"device": "cpu", "micro_batch": 4}},
         "infrastructure.micro_batch: must be the whole share of a worker (8) with tokenizer repa_e, whose batch "
         "statistics depend on it, got 4",
