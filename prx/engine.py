@@ -24,6 +24,8 @@ from prx.train_step import MAIN_TERM, StepBatch, TrainStep
 TAG = "state"
 STATE = "run"
 AVERAGE = "ema.pt"
+MAX_BUCKET = 500_000_000
+"""How many gradients are averaged at once; DeepSpeed's own default."""
 LOST = "bf16.lost_steps"
 LOST_EVERY = 100
 """How often a `bf16_pure` run counts the weights whose step was rounded away; one copy of the weights each time."""
@@ -101,7 +103,12 @@ class Engine:
         for group in optimizer.param_groups:  # some of DeepSpeed's optimizers take a dry step, which would decay
             group["lr"] = 0.0
         self._handle = optimizer.register_step_pre_hook(self._note_step)
-        self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config(config))
+        settings = deepspeed_config(config)
+        if config.infrastructure.zero_stage in {1, 2}:
+            # DeepSpeed takes a fresh buffer of this size, 2 GB by default, at every step: no more than can be filled.
+            numel = sum(parameter.numel() for parameter in module.parameters())
+            settings["zero_optimization"]["reduce_bucket_size"] = min(numel, MAX_BUCKET)
+        self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
         self.module: TrainStep = self.engine.module
         if rank_and_world()[1] == 1 and config.infrastructure.zero_stage == 0:
             # Alone there is nobody to average with; DeepSpeed would still copy every gradient twice.
