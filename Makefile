@@ -10,7 +10,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/prx-sweep run sweeps/configs/quickstart.yaml --store $(STORE)
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -66,7 +66,7 @@ BREAKS: dict[str, tuple[Any, str, type[Exception], str]] = {
     "routed guidance without a router": (
         lambda w: guided(guidance="routing"), "sampling.guidance", AssertionError, "router",
     ),
-    "averaged weights that are not kept": (lambda w: guided(weights="ema"), "sampling.weights", AssertionError, ""),
+    "averaged weights that are not kept": (lambda w: guided(weights="ema"), "sampling.weights", AssertionError, "^$"),
     "pairs in a batch of one": (
         lambda w: {"batch_size": 1, "losses": {"away": {"use": "contrastive"}}}, "batch_size", ValueError, "low",
     ),

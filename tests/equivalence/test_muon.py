@@ -87,6 +87,7 @@ def test_reduced_precision_follows_full_precision(world, tmp_path, stage, precis
         assert float(steps[1].norm()) == pytest.approx(float(steps[0].norm()), rel=0.25)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_two_workers_are_one(world, tmp_path, stage):
     """Matrices that the border between two workers cuts are made orthogonal whole."""

@@ -201,7 +201,7 @@ def test_models_that_cannot_be_loaded_whole_are_refused(world, tmp_path, model, 
         "text": {"text": {"encoder": str(folder), "max_tokens": 8}},
         "dinov2": {"losses": {"repa": world.repa(teacher=str(folder))}},
     }[model]
-    rule = "the weights lack 1 tensors" if damage == "incomplete" else "the weights cannot be loaded"
+    rule = {"missing": "is missing", "truncated": "is damaged", "incomplete": "the weights lack 1 tensors"}[damage]
     with pytest.raises(UserError, match=rule) as caught:
         prepare.prepare(
             [parse_run_config(world.settings(**changes))], tmp_path / "cache", lambda *report: None

@@ -82,19 +82,13 @@ def untrained(config: RunConfig) -> TrainStep:
 
 
 def write_tokenizers(world) -> None:
-    """Add a KL autoencoder without a shift, which is diffusers' default, and a small DC-AE."""
-    from diffusers import AutoencoderDC, AutoencoderKL
+    """Add a KL autoencoder without a shift, which is diffusers' default."""
+    from diffusers import AutoencoderKL
 
     from tests.tiny import CONV
 
     torch.manual_seed(3)
     AutoencoderKL(**CONV, latent_channels=4, scaling_factor=0.7).save_pretrained(world.root / "no_shift")
-    blocks = {"encoder_block_types": ("ResBlock",) * 3, "decoder_block_types": ("ResBlock",) * 3}
-    sizes = {"encoder_block_out_channels": (8, 8, 8), "decoder_block_out_channels": (8, 8, 8)}
-    layers = {"encoder_layers_per_block": (1, 1, 1), "decoder_layers_per_block": (1, 1, 1)}
-    plain = {"encoder_qkv_multiscales": ((), (), ()), "decoder_qkv_multiscales": ((), (), ())}
-    dc = AutoencoderDC(**blocks, **sizes, **layers, **plain, latent_channels=4, scaling_factor=0.6)
-    dc.save_pretrained(world.root / "dc")
 
 
 def start(config: RunConfig, module: TrainStep) -> PromptBatch:
@@ -237,6 +231,7 @@ def test_a_checkpoint_gives_its_weights_at_any_stage(world, tmp_path, stage):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_two_workers_is_read_by_one(world, tmp_path):
     file = written(world, tmp_path / "two.yaml", workers=2, zero_stage=3)
     first, _ = run_two(file, world.cache, tmp_path)
