@@ -14,25 +14,12 @@ from sweeps.history.leases import Leases
 from sweeps.history.recall import Recall, Waypoint
 from sweeps.history.remember import Segments, boundaries, waypoints
 from sweeps.history.store import HistoryStore
-from sweeps.logs import environment
 from sweeps.results import SweepFolder, read_journal, read_results
 from sweeps.run import run_sweep
 from sweeps.trial import Settings, TrialRun
 from tests.sweeps import fakes
 
 FORKS = ("fork-20-1", "fork-20-2", "fork-20-3")
-
-
-@pytest.fixture(scope="module")
-def ray_here():
-    """A local Ray of two CPUs for this module; `run_sweep` joins it and leaves it alone."""
-    import ray
-
-    with environment():
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
-                 _node_ip_address="127.0.0.1", object_store_memory=100 * 1024**2)  # fmt: skip
-        yield
-        ray.shutdown()
 
 
 def run(plan, store: Path, history: Path | None = None) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sweeps.logs import environment
 from sweeps.report_end import print_end
 from sweeps.results import SweepFolder, read_results, read_state
 from sweeps.run import run_sweep, sweep_info
@@ -20,18 +19,6 @@ from tests.sweeps import fakes
 
 NAMES = ("good-3", "good-1", "good-2", "good-5", "crash-2", "nan-2", "die-4", "good-4")
 HALVING = "{use: halving, grace_steps: 10, reduction_factor: 2}"
-
-
-@pytest.fixture(scope="module")
-def ray_here():
-    """A local Ray of two CPUs for this module; `run_sweep` joins it and leaves it alone."""
-    import ray
-
-    with environment():
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
-                 _node_ip_address="127.0.0.1", object_store_memory=100 * 1024**2)  # fmt: skip
-        yield
-        ray.shutdown()
 
 
 def text_of(run):
