@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from prx import registry
 from prx.config import NOT_IDENTITY, RunConfig, TermConfig
 from prx.prepare import Caches, Job
 
@@ -24,8 +25,6 @@ REFERENCE = ("reference", "num_reference", "prompt_column", "attributes_column")
 """Keys of `data` that decide what a run is compared with, not what it trains on."""
 LOCATIONS = ("train", "num_train")
 """Keys of `data` that the fingerprints of the encodings stand for."""
-TRAINED = ("repa_e",)
-"""Tokenizers whose weights are part of the run; of the others the latents say all."""
 NEVER = "never"
 
 
@@ -98,8 +97,8 @@ class Lineage:
         given: dict[str, Any] = self.config.model_dump(mode="json", exclude=left_out)
         given["data"] = _trained_on(given["data"])
         given["text"].pop("encoder")
-        if self.config.tokenizer.use not in TRAINED:
-            given.pop("tokenizer")
+        if "trained_tokenizer" not in registry.resolve("tokenizer", self.config.tokenizer.use).PROVIDES:
+            given.pop("tokenizer")  # of a frozen one the latents say all
         encodings = {"latents": self.caches.latents, "null": [self.caches.null]} | self.caches.texts
         given["encodings"] = {name: [job.key.digest for job in jobs] for name, jobs in encodings.items()}
         return given

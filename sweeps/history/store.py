@@ -99,17 +99,24 @@ class HistoryStore:
         return entry
 
     def fetch(self, entry: Entry, target: Path) -> bool:
-        """Copy an entry's files into a folder that appears whole or not at all; False when they are damaged."""
+        """Copy an entry's files into a folder that appears whole or not at all; False: damaged, or dropped since."""
         partial = target.with_name(f"{target.name}.partial-{uuid.uuid4().hex[:8]}")
         for name, (size, code) in entry.files.items():
             problem = self._download(f"{self.folder(entry.key)}/{entry.attempt}/{name}", partial / name, size, code)
             if problem:
                 _remove(partial)
+                if self._forgotten(entry):
+                    return False
                 self._set_aside(f"{self.folder(entry.key)}/{RECORD}", f"{name}: {problem}")
                 return False
         target.parent.mkdir(parents=True, exist_ok=True)
         partial.rename(target)
         return True
+
+    def _forgotten(self, entry: Entry) -> bool:
+        """Tell whether somebody dropped an entry's files since it was read: nothing is damaged then."""
+        now = self.get(entry.key)
+        return now is None or now.attempt != entry.attempt
 
     def drop_files(self, entry: Entry) -> None:
         """Forget an entry's files and keep its record: first the record, so that no reader is misled."""

@@ -106,6 +106,18 @@ def test_run_whose_term_stopped_is_not_the_run_without_it(lineage, world):
     assert not set(keys(with_term)[1:]) & set(keys(lineage())[1:])
 
 
+def test_trained_tokenizer_is_part_of_the_run_and_a_frozen_one_is_its_latents(lineage, world):
+    def end_to_end(**settings: Any) -> list[str]:
+        tokenizer = {"use": "repa_e", "path": str(world.root / "kl"), **settings}
+        return keys(lineage(tokenizer=tokenizer, losses={"repa": world.repa()}))
+
+    assert not set(end_to_end()) & set(end_to_end(align_weight=0.7))
+    frozen = {"use": "autoencoder", "path": str(world.root / "kl")}
+    declared = keys(lineage(tokenizer=frozen | {"channels": 4, "downsample": 4}))
+    assert declared == keys(lineage(tokenizer=frozen))
+    assert not set(declared) & set(keys(lineage(tokenizer=frozen | {"sample": False})))
+
+
 def test_order_of_terms_means_nothing(lineage, world):
     second = world.repa(teacher=str(world.root / "dinov3"), layer=1)
     one = lineage(losses={"a": world.repa(), "b": second})

@@ -110,6 +110,15 @@ def test_files_can_be_dropped_and_the_record_kept(store, source):
     assert contents(Path(store.folder(KEY))).keys() == {RECORD}
 
 
+def test_files_dropped_by_somebody_else_are_no_damage(store, source, tmp_path):
+    entry = store.put(KEY, "state", {"step": 7}, source)
+    HistoryStore(store.uri).drop_files(entry)
+    assert not store.fetch(entry, tmp_path / "out")
+    assert store.damage == []
+    assert store.get(KEY).record == {"step": 7}
+    assert not (tmp_path / "out").exists()
+
+
 def test_entries_lists_all(store, source):
     store.put(KEY, "state", {"step": 1}, source)
     store.put(OTHER, "measurement", {"cmmd": 0.5})
