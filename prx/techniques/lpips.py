@@ -37,7 +37,7 @@ class Lpips(LossTerm):
 
     @classmethod
     def problems(cls, config: Any, shape: RunShape) -> list[tuple[str, str]]:
-        """Refuse latents, other predictions, unknown networks and pictures too small for the network."""
+        """Refuse latents, unknown networks and pictures too small for the network."""
         found = perceptual_net.unmet(shape)
         try:
             smallest = perceptual_net.SMALLEST[perceptual_net.kind(config.network)]

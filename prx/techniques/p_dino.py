@@ -47,7 +47,7 @@ class PDino(LossTerm):
 
     @classmethod
     def problems(cls, config: Any, shape: RunShape) -> list[tuple[str, str]]:
-        """Refuse latents, other predictions and unknown teachers."""
+        """Refuse latents and unknown teachers."""
         found = perceptual_net.unmet(shape)
         try:
             teacher_width(config.teacher)
