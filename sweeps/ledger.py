@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from sweeps.results import (
@@ -17,6 +17,7 @@ from sweeps.results import (
     read_journal,
     read_state,
     trial_rows,
+    write_info,
     write_results,
     write_state,
 )
@@ -83,6 +84,13 @@ class Ledger:
         self.damage: list[str] = []
         self._verdicts: dict[str, tuple[TrialState, str]] = {}
         self.trials = {trial.trial_id: self._load(trial) for trial in info.trials}
+
+    def add(self, trials: Sequence[TrialInfo]) -> None:
+        """Take up trials, read what is on the disk of those that are new, and record that they are planned."""
+        new = [trial for trial in trials if trial.trial_id not in self.trials]
+        self.info = replace(self.info, trials=(*self.info.trials, *new))
+        self.trials |= {trial.trial_id: self._load(trial) for trial in new}
+        write_info(self.folder, self.info)
 
     def _load(self, info: TrialInfo) -> TrialStatus:
         home = self.folder.trial(info.trial_id)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,3 +92,19 @@ def only_ours(path: Path) -> Iterator[Console]:
         for stream, old in zip((1, 2), kept, strict=True):
             os.dup2(old, stream)
             os.close(old)
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Treat a polite kill (a preempted machine, a batch system) as Ctrl+C: save and end.
+
+    To be entered after Ray started, because Ray sets a handler of its own that ends the process at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -7,19 +7,16 @@ restarts after a retry. Reports without the metric (progress) never reach a deci
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from ray.tune.experiment import Trial as TuneTrial
-from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
+from ray.tune.schedulers import TrialScheduler
 
-from sweeps.halving import Cohort, Decision, Mode
-from sweeps.results import SweepInfo
+from sweeps.halving import Cohort, Decision
+from sweeps.results import TrialInfo
 from sweeps.submission import TrialQueue
-
-if TYPE_CHECKING:
-    from sweeps.plan import Plan
 
 
 class Verdicts(Protocol):
@@ -98,6 +95,9 @@ class RunAll(TrialScheduler):
     def on_trial_remove(self, tune_controller: Any, trial: TuneTrial) -> None:
         """Nothing waits for this trial."""
 
+    def join(self, trials: Sequence[TrialInfo], judged: bool = True) -> None:
+        """Learn of the trials of a new wave, before any of them is replayed; unjudged ones run to their end."""
+
     def replay(self, trial_id: str, step: int, metrics: Mapping[str, Any]) -> None:
         """Take a boundary that an earlier run reached, before anything is started."""
 
@@ -139,26 +139,36 @@ class RunAll(TrialScheduler):
         """Read nothing; see `save`."""
 
 
+MakeCohort = Callable[[Sequence[TrialInfo], bool], Cohort]
+"""Makes the cohort of a wave; one that is not judged has no rungs."""
+
+
 class CohortHalving(RunAll):
-    """Pause at rungs, decide whole cohorts."""
+    """Pause at rungs, decide whole cohorts. A wave is a cohort of its own."""
 
     replays_all = True
 
     def __init__(
         self,
         queue: TrialQueue,
-        cohort: Cohort,
-        members: Sequence[Member],
+        make_cohort: MakeCohort,
         verdicts: Verdicts,
         metric: str,
         segments: Segments | None = None,
     ) -> None:
         super().__init__(queue, verdicts, segments)
-        self.cohort, self.column, self.factor = cohort, metric, cohort.factor
-        self._members = {member.trial_id: member for member in members}
+        self._make_cohort, self.column = make_cohort, metric
+        self._members: dict[str, Member] = {}
+        self.join(())
         self._trials: dict[str, TuneTrial] = {}
         self._stopped: set[str] = set()
         self._at: dict[str, int] = {}
+
+    def join(self, trials: Sequence[TrialInfo], judged: bool = True) -> None:
+        """Begin the cohort of a new wave; every trial of the waves before has ended."""
+        self.cohort = self._make_cohort(trials, judged)
+        self.factor = self.cohort.factor
+        self._members |= {trial.trial_id: Member(trial.trial_id, trial.name, trial.seed) for trial in trials}
 
     def replay(self, trial_id: str, step: int, metrics: Mapping[str, Any]) -> None:
         """Take a boundary of an earlier run: rungs it completes are decided again, the same way."""
@@ -267,81 +277,3 @@ class CohortHalving(RunAll):
         if member.trial_id not in self._stopped:
             self._stopped.add(member.trial_id)
             self.verdicts.pruned(member.trial_id, self.cohort.reason(member.unit) or "")
-
-
-class RayAsha(RunAll):
-    """Ray's ASHA, on training steps. It compares a trial with whoever arrived earlier."""
-
-    def __init__(
-        self,
-        queue: TrialQueue,
-        verdicts: Verdicts,
-        metric: str,
-        mode: Mode,
-        segments: Segments | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(queue, verdicts, segments)
-        self.column, self.factor = metric, float(options["reduction_factor"])
-        self.asha = AsyncHyperBandScheduler(time_attr="step", metric=metric, mode=mode, **options)
-
-    def replay(self, trial_id: str, step: int, metrics: Mapping[str, Any]) -> None:
-        """Fill the rungs with a boundary of a trial that is not started again."""
-        past = _Past(trial_id)
-        if trial_id not in self.asha._trial_info:
-            self.asha.on_trial_add(None, past)
-        self.asha.on_trial_result(None, past, {"step": step, self.column: float(metrics[self.column])})
-
-    def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
-        """Pass on."""
-        super().on_trial_add(tune_controller, trial)
-        self.asha.on_trial_add(tune_controller, trial)
-
-    def judge(self, tune_controller: Any, trial: TuneTrial, result: Mapping[str, Any]) -> str:
-        """Ask ASHA about evaluations; progress reports go on."""
-        if self.column not in result:
-            return TrialScheduler.CONTINUE
-        action = self.asha.on_trial_result(tune_controller, trial, dict(result))
-        if action == TrialScheduler.STOP:
-            shown = f"{self.column} {float(result[self.column]):.4g}"
-            reason = f"asha at step {result['step']}: {shown} behind those that came before"
-            self.verdicts.pruned(trial.trial_id, reason)
-        return action
-
-    def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: Mapping[str, Any]) -> None:
-        """Pass on what has the metric."""
-        if self.column in result:
-            self.asha.on_trial_complete(tune_controller, trial, dict(result))
-
-
-@dataclass(frozen=True)
-class _Past:
-    """A trial of an earlier run: all that ASHA asks of a trial is its id."""
-
-    trial_id: str
-
-
-def make_scheduler(
-    plan: Plan, info: SweepInfo, queue: TrialQueue, verdicts: Verdicts, segments: Segments | None = None
-) -> RunAll:
-    """Build the scheduler that a sweep names."""
-    spec, rungs = plan.spec.scheduler, plan.spec.rungs()
-    if spec.use == "none" or not rungs:
-        return RunAll(queue, verdicts, segments)
-    if spec.use == "asha":
-        options = {"grace_period": rungs[0], "reduction_factor": spec.reduction_factor, "max_t": info.steps}
-        return RayAsha(queue, verdicts, info.metric, info.mode, segments, **options)
-    units: dict[str, list[int]] = {}
-    for trial in info.trials:
-        units.setdefault(trial.name, []).append(trial.seed)
-    cohort = Cohort(
-        units,
-        rungs,
-        factor=spec.reduction_factor,
-        metric=info.metric,
-        mode=info.mode,
-        protected={trial.name for trial in info.trials if trial.is_baseline},
-        noise_aware=spec.noise_aware,
-    )
-    members = [Member(trial.trial_id, trial.name, trial.seed) for trial in info.trials]
-    return CohortHalving(queue, cohort, members, verdicts, info.metric, segments)

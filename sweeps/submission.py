@@ -7,7 +7,7 @@ and the rung would wait for ever. Here only trials that hold, or ask for, a work
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,13 +33,22 @@ class Submission:
 
 
 class TrialQueue(SearchAlgorithm):
-    """A search algorithm that searches nothing: it gives the planned trials in order, under our own ids."""
+    """A search algorithm that searches nothing: it gives trials in order, under our own ids.
 
-    def __init__(self, submissions: Sequence[Submission]) -> None:
+    Args:
+        more: Adds the next wave of trials, when every trial so far has ended; False when there is none.
+    """
+
+    def __init__(self, submissions: Sequence[Submission] = (), more: Callable[[], bool] = lambda: False) -> None:
         self.max_concurrent, self._gpus = 1, False
         self._waiting = deque(submissions)
         self._given: list[TuneTrial] = []
+        self._more, self._over = more, False
         self._experiment: Any = None
+
+    def add(self, submissions: Sequence[Submission]) -> None:
+        """Append trials."""
+        self._waiting.extend(submissions)
 
     def open(self, max_concurrent: int, gpus: bool) -> None:
         """Say how many trials may hold a worker at once, and whether the cluster has GPUs."""
@@ -69,7 +78,9 @@ class TrialQueue(SearchAlgorithm):
         self._experiment = experiments[0]
 
     def next_trial(self) -> TuneTrial | None:
-        """Give the next trial while there is room."""
+        """Give the next trial while there is room; when all have ended, the first of the next wave."""
+        if not self._waiting and not self._over and self._ended():
+            self._over = not self._more()
         if not self._waiting or self.full():
             return None
         item, spec = self._waiting.popleft(), self._experiment.spec
@@ -91,4 +102,7 @@ class TrialQueue(SearchAlgorithm):
 
     def is_finished(self) -> bool:
         """Say so only when every trial has ended: Tune drops idle workers as soon as it hears it."""
-        return self._finished or (not self._waiting and all(trial.is_finished() for trial in self._given))
+        return self._finished or (self._over and not self._waiting and self._ended())
+
+    def _ended(self) -> bool:
+        return all(trial.is_finished() for trial in self._given)

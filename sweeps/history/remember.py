@@ -51,10 +51,23 @@ def waypoints(runs: Mapping[str, tuple[RunConfig, Names]]) -> dict[str, tuple[Wa
 class Segments:
     """Which segments of a sweep's trials are free to be trained or taken over; asked often, answered from memory."""
 
-    def __init__(self, history: str, points: Mapping[str, Sequence[Waypoint]], every_s: float = 0.5) -> None:
-        self._states = {(trial, point.step): point.state for trial, found in points.items() for point in found}
+    def __init__(
+        self, history: str, points: Mapping[str, Sequence[Waypoint]] | None = None, every_s: float = 0.5
+    ) -> None:
+        self._points: dict[str, tuple[Waypoint, ...]] = {}
+        self._states: dict[tuple[str, int], str] = {}
         self._leases = Leases(HistoryStore(history), "driver")
         self._every_s, self._asked = every_s, dict[str, float]()
+        self.add(points or {})
+
+    def add(self, points: Mapping[str, Sequence[Waypoint]]) -> None:
+        """Learn the boundaries of more trials."""
+        self._points |= {trial: tuple(found) for trial, found in points.items()}
+        self._states |= {(trial, point.step): point.state for trial, found in points.items() for point in found}
+
+    def waypoints(self, trial_id: str) -> tuple[Waypoint, ...]:
+        """Give the boundaries of a trial, none where it was not named."""
+        return self._points.get(trial_id, ())
 
     def free(self, trial_id: str, step: int) -> bool:
         """Say whether nobody trains the segment that ends at `step`; between two looks the answer is no."""

@@ -15,7 +15,7 @@ from sweeps.benchmarks.synthetic import write_stand_ins
 from sweeps.leaderboard import ranking
 from sweeps.plan import Plan, make_plan
 from sweeps.results import SweepFolder, SweepInfo, TrialInfo, read_info, write_info
-from sweeps.run import sweep_info
+from sweeps.session import sweep_info
 from sweeps.spec import load_spec, parse_spec
 
 CONFIGS = Path(__file__).parents[2] / "sweeps" / "configs"

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from sweeps.report_end import print_end
 from sweeps.results import SweepFolder, read_results, read_state
-from sweeps.run import run_sweep, sweep_info
+from sweeps.run import run_sweep
+from sweeps.session import sweep_info
 from sweeps.status import exclusive, render_status
 from sweeps.trial import Settings, TrialRun
 from tests.sweeps import fakes

@@ -9,8 +9,11 @@ from types import SimpleNamespace
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
+from sweeps.early_stopping import make_scheduler
 from sweeps.halving import Cohort
-from sweeps.scheduler import CohortHalving, Member, RayAsha, make_scheduler
+from sweeps.ray_schedulers import RayAsha
+from sweeps.results import TrialInfo
+from sweeps.scheduler import CohortHalving
 from tests.sweeps.fakes import make_info, make_plan
 
 STEPS, EVERY = 40, 10
@@ -111,9 +114,14 @@ class Simulation:
 
 
 def halving(simulation, units, rungs=(10, 20), factor=2, baseline=()):
-    cohort = Cohort(units, rungs, factor=factor, protected=baseline)
-    members = [Member(f"{unit}-{seed}", unit, seed) for unit, seeds in units.items() for seed in seeds]
-    scheduler = CohortHalving(simulation, cohort, members, simulation.verdicts, "cmmd")
+    def make_cohort(trials, judged):
+        return Cohort(units if trials else {}, rungs if judged else (), factor=factor, protected=baseline)
+
+    scheduler = CohortHalving(simulation, make_cohort, simulation.verdicts, "cmmd")
+    scheduler.join([
+        TrialInfo(f"{unit}-{seed}", unit, unit, unit in baseline, seed, {})
+        for unit, seeds in units.items() for seed in seeds
+    ])  # fmt: skip
     simulation.attach(scheduler)
     return scheduler
 

@@ -1,0 +1,223 @@
+"""One run of one sweep on Ray, from its folder to its end: wave by wave, prepared, recalled, scheduled, kept."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from rich.console import Console
+
+from cluster.connect import Attached, ConnectError, attach
+from cluster.resources import concurrency
+from prx.errors import UserError
+from prx.yamlsource import locate
+from sweeps.ledger import Ledger
+from sweeps.live import Display, open_display
+from sweeps.logs import ENVIRONMENT, environment, terminated_as_interrupted
+from sweeps.metrics import METRICS
+from sweeps.results import SweepFolder, SweepInfo, TrialInfo
+from sweeps.waves import Wave, make_waves
+
+if TYPE_CHECKING:
+    from sweeps.plan import Plan, Trial
+    from sweeps.trial import Parts
+
+OBJECT_STORE_BYTES = 200 * 1024**2
+"""Nothing large travels between trials: latents and references are files."""
+
+
+def trial_info(trial: Trial) -> TrialInfo:
+    """Reduce a trial to what tables need."""
+    cell = trial.cell
+    return TrialInfo(trial.trial_id, cell.cell_id, cell.name, cell.is_baseline, trial.seed, cell.levels)
+
+
+def sweep_info(plan: Plan) -> SweepInfo:
+    """Reduce a plan to what tables need."""
+    spec = plan.spec
+    metric = spec.scheduler.metric if spec.scheduler.use != "none" else next(iter(spec.objectives))
+    trials = tuple(map(trial_info, plan.trials))
+    axes = tuple(spec.axes)
+    better, trial = METRICS[metric].better, spec.trial
+    return SweepInfo(spec.name, metric, better, trial.steps, trial.eval_every, axes, trials, spec.article)
+
+
+class Session:
+    """A sweep's state while it runs."""
+
+    def __init__(
+        self, plan: Plan, folder: SweepFolder, history: str | Path, parts: Parts, console: Console
+    ) -> None:
+        from sweeps.early_stopping import make_scheduler
+        from sweeps.history.remember import Segments
+        from sweeps.submission import TrialQueue
+
+        self.plan, self.folder, self.parts, self.console = plan, folder, parts, console
+        self.history = str(history)
+        self.ledger = Ledger(folder, sweep_info(plan), keep_pruned=plan.spec.scheduler.use == "asha")
+        self.waves = make_waves(plan)
+        self.queue = TrialQueue(more=self._advance)
+        self.segments = Segments(self.history)
+        self.scheduler = make_scheduler(plan, self.ledger.info, self.queue, self.ledger, self.segments)
+        self.display = Display()
+
+    def go(self, address: str | None, max_concurrent: int | None) -> bool:
+        """Replay what is known, train the rest; True when a person or the system interrupted it."""
+        log = self.folder.logs
+        self.console.print(f"logs: {log}", soft_wrap=True)
+        with open_display(self.ledger, self.console, self.scheduler, log) as self.display:
+            try:
+                self._work(address, max_concurrent)
+            except KeyboardInterrupt:
+                return True
+        return False
+
+    def _work(self, address: str | None, max_concurrent: int | None) -> None:
+        more = self._advance()
+        self.ledger.begin()
+        for line in self.ledger.damage:
+            self.display.say(line)
+        if not more:
+            self.display.say("everything is trained already")
+            return
+        self.ledger.listeners.append(self.display)
+        with self._attached(address, max(item.cpus for item in self.queue.waiting), max_concurrent) as attached:
+            self._open(attached, max_concurrent)
+            self.display.say(f"{len(self.queue.waiting)} trials, {self.queue.max_concurrent} at a time")
+            self._tune()
+
+    def _advance(self) -> bool:
+        """Enter waves until one has something to train; False when the sweep is over."""
+        while (wave := self.waves.next(self.ledger.trials)) is not None:
+            self._enter(wave)
+            if self.queue.waiting:
+                return True
+        return False
+
+    def _enter(self, wave: Wave) -> None:
+        """Take a wave up: replay what is known of it, and queue the rest."""
+        infos = [trial_info(trial) for trial in wave.trials]
+        self.ledger.add(infos)
+        pending = self._pending(wave)
+        if pending:
+            self._prepare(pending)
+            self._remember(pending)
+        live = self._pending(wave)
+        self.queue.add([self._submission(trial) for trial in live])
+        self.scheduler.join(infos, judged=wave.judged)
+        given = {trial.trial_id for trial in live}
+        for info in infos:
+            self._replay(info.trial_id, given)
+
+    def _replay(self, trial_id: str, given: set[str]) -> None:
+        boundaries = self.ledger.trials[trial_id].journal.boundaries
+        for step, entry in sorted(boundaries.items()):
+            if self.scheduler.replays_all or trial_id not in given:
+                self.scheduler.replay(trial_id, step, entry["metrics"])
+        if trial_id not in given:
+            self.scheduler.settled(trial_id)
+
+    def _pending(self, wave: Wave) -> list[Trial]:
+        return [t for t in wave.trials if self.ledger.trials[t.trial_id].state.state == "pending"]
+
+    def _prepare(self, pending: Sequence[Trial]) -> None:
+        from sweeps.trial import load
+
+        configs = [trial.config for trial in pending]
+        try:
+            load(self.parts.prepare)(configs, self.folder.cache, self.display.preparing)
+        except UserError as error:
+            raise locate(self.plan.settings, error) from error
+
+    def _remember(self, pending: Sequence[Trial]) -> None:
+        """Name the states of every trial that may train, and take over what the history knows of them."""
+        from sweeps.history.remember import recall, waypoints
+        from sweeps.trial import load
+
+        lineage = load(self.parts.lineage)
+        runs = {trial.trial_id: (trial.config, lineage(trial.config, self.folder.cache)) for trial in pending}
+        points = waypoints(runs)
+        self.segments.add(points)
+        found = 0
+        for trial_id, ahead in points.items():
+            known = self.ledger.trials[trial_id].journal.boundaries
+            count = recall(self.history, ahead, self.folder.trial(trial_id), known)
+            if count:
+                self.ledger.reread(trial_id)
+            found += count
+        if found:
+            self.display.say(f"{found} boundaries are known from earlier sweeps")
+
+    def _submission(self, trial: Trial) -> Any:
+        from sweeps.submission import Submission
+        from sweeps.trial import Settings
+
+        home = self.folder.trial(trial.trial_id)
+        config = trial.config.model_dump(mode="json")
+        home.mkdir(parents=True, exist_ok=True)
+        (home / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+        settings = Settings(
+            trial_id=trial.trial_id,
+            config=config,
+            root=str(self.folder.root),
+            folder=str(home),
+            cache=str(self.folder.cache),
+            metric=self.ledger.info.metric,
+            trainer=self.parts.trainer,
+            evaluate=self.parts.evaluate,
+            history=self.history,
+            waypoints=self.segments.waypoints(trial.trial_id),
+        )
+        infrastructure = trial.config.infrastructure
+        return Submission(trial.trial_id, asdict(settings), infrastructure.threads or 1, infrastructure.device)
+
+    def _attached(self, address: str | None, cpus: int, max_concurrent: int | None) -> Attached:
+        cores = max(len(os.sched_getaffinity(0)), cpus * (max_concurrent or 1))
+        try:
+            return attach(
+                address,
+                num_cpus=cores,
+                log_dir=self.folder.logs / "ray",
+                environment=ENVIRONMENT,
+                object_store_bytes=OBJECT_STORE_BYTES,
+            )
+        except ConnectError as error:
+            raise UserError(str(error)) from error
+
+    def _open(self, attached: Attached, max_concurrent: int | None) -> None:
+        available, ceiling = attached.resources(), attached.ceiling()
+        gpus = max(available.get("GPU", 0), (ceiling or {}).get("GPU", 0)) > 0
+        shapes = {item.shape(gpus) for item in self.queue.waiting}
+        try:
+            room = max(concurrency(shape, available, ceiling, attached.nodes()) for shape in shapes)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        self.queue.open(min(room, max_concurrent or room), gpus)
+
+    def _tune(self) -> None:
+        from ray import tune
+
+        from sweeps.callbacks import Events
+        from sweeps.trial import TrialActor
+
+        scratch = self.folder.root / "tune"
+        shutil.rmtree(scratch, ignore_errors=True)
+        budget = self.plan.spec.budget
+        with environment(TUNE_MAX_PENDING_TRIALS_PG=str(self.queue.max_concurrent)), terminated_as_interrupted():
+            tune.run(
+                TrialActor,
+                name=self.ledger.info.name,
+                storage_path=str(scratch),
+                search_alg=self.queue,
+                scheduler=self.scheduler,
+                callbacks=[Events(self.ledger)],
+                reuse_actors=True,
+                time_budget_s=budget.hours * 3600 if budget else None,
+                raise_on_failed_trial=False,
+                verbose=0,
+            )
