@@ -20,7 +20,7 @@ from sweeps.catalogue import Level, axis_levels
 from sweeps.designs import Combination, combinations
 from sweeps.metrics import METRICS
 from sweeps.patches import clash, differences, read_patch
-from sweeps.spec import SweepSpec, level_name
+from sweeps.spec import SweepSpec
 
 SEPARATOR = " · "
 BASELINE = "baseline"
@@ -96,7 +96,7 @@ def make_plan(spec: SweepSpec, source: Source) -> Plan:
     """
     levels = axis_levels(spec, source)
     base = load_base(spec.base, source)
-    wanted, dropped = _exclude(spec)
+    wanted, dropped = layout(spec)
     _refuse_clashes(base, levels, wanted)
     drafts = _drafts(spec, source, base, levels, wanted)
     _refuse(_unmeasured(spec, source, drafts))
@@ -123,9 +123,9 @@ def _reason(problem: Problem) -> str:
     return f"{problem.path}: {problem.message}"
 
 
-def _exclude(spec: SweepSpec) -> tuple[list[Combination], list[LeftOut]]:
+def layout(spec: SweepSpec) -> tuple[list[Combination], list[LeftOut]]:
     """Lay the design out, add what the user adds, and take out what the user excludes."""
-    names = {axis: [level_name(level) for level in levels] for axis, levels in spec.axes.items()}
+    names = spec.level_names()
     wanted, dropped = [], []
     baseline = spec.baseline_levels()
     added = (tuple((baseline | levels).values()) for levels in spec.also)

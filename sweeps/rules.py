@@ -10,6 +10,7 @@ from prx.errors import ConfigError, Problem
 from prx.registry import choices
 from prx.yamlsource import Source
 from sweeps.catalogue import axis_levels
+from sweeps.design_rules import design
 from sweeps.metrics import METRICS, RESULT_COLUMNS
 from sweeps.patches import read_patch
 
@@ -145,6 +146,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[SweepSpec, Source], Iterator[Probl
     (("axes",), axes),
     (("base", "catalogue", "axes"), levels),
     (("axes", "baseline"), baseline),
+    (("axes", "baseline", "design"), design),
     (("axes", "also"), also),
     (("axes", "exclude"), exclude),
     (("article",), article),

@@ -12,13 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeps.plan import SEPARATOR, Cell, Dropped, Plan
+from sweeps.show_design import render_design
 
 LIMIT = 60
 
 
 def render_plan(plan: Plan, limit: int = LIMIT) -> RenderableType:
     """Lay a plan out; of cells and of left-out combinations at most `limit` each are shown."""
-    parts: list[RenderableType] = [_summary(plan), _cells(plan.cells, limit)]
+    parts: list[RenderableType] = [_summary(plan), *render_design(plan, limit), _cells(plan.cells, limit)]
     if plan.dropped:
         parts.append(_dropped(plan.dropped, limit))
     return Group(*parts)
@@ -39,7 +40,7 @@ def _summary(plan: Plan) -> Text:
         f"{_count(len(plan.cells), 'cell')} × {_count(seeds, 'seed')} = {_count(len(plan.trials), 'trial')}"
     )
     lines = [
-        f"{spec.design} over {', '.join(spec.axes)}; base {spec.base}",
+        f"{spec.design.use} over {', '.join(spec.axes)}; base {spec.base}",
         f"{trials} of {spec.trial.steps:,} steps, {plan.total_steps:,} steps in all",
         _early(plan),
     ]

@@ -22,7 +22,7 @@ from prx.errors import ConfigError, Problem
 from prx.registry import choices
 from prx.yamlsource import Source, read_yaml
 from sweeps import rules
-from sweeps.designs import DESIGNS
+from sweeps.designs import Design, DesignSpec
 from sweeps.metrics import METRICS, QUALITY, Direction
 
 LATER = {"search": "is not available in this version; remove it, and list the values to try as levels"}
@@ -121,7 +121,7 @@ class SweepSpec(Strict):
     base: str
     catalogue: str | None = None
     axes: Annotated[dict[AxisName, Annotated[list[Level], Field(min_length=1)]], Field(min_length=1)]
-    design: Annotated[str, _choice(tuple(DESIGNS))] = "grid"
+    design: Design = DesignSpec(use="grid")
     baseline: dict[str, str] = Field(default_factory=dict)
     also: list[dict[str, str]] = Field(default_factory=list)
     exclude: list[dict[str, str]] = Field(default_factory=list)
@@ -132,6 +132,10 @@ class SweepSpec(Strict):
     budget: BudgetSpec | None = None
     article: str | None = None
     overrides: dict[str, Any] = Field(default_factory=dict, alias="set")
+
+    def level_names(self) -> dict[str, list[str]]:
+        """Give the names of every axis' levels, in the order they were written."""
+        return {axis: [level_name(level) for level in levels] for axis, levels in self.axes.items()}
 
     def baseline_levels(self) -> dict[str, str]:
         """Give the level of every axis that all cells are compared with."""

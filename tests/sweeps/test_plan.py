@@ -13,7 +13,7 @@ from prx.config import RunConfig, config_id
 from prx.errors import ConfigError, Problem
 from prx.yamlsource import parse_yaml
 from sweeps.benchmarks.synthetic import write_stand_ins
-from sweeps.designs import add_one_in, combinations, grid
+from sweeps.designs import DesignSpec, add_one_in, combinations, grid
 from sweeps.plan import Plan, make_plan
 from sweeps.show_plan import least_steps, render_plan
 from sweeps.spec import load_spec, parse_spec
@@ -67,7 +67,7 @@ def test_designs_against_brute_force(baseline):
 
 
 def test_grid_moves_the_last_axis_fastest():
-    found = list(combinations("grid", {"a": ["x", "y"], "b": ["1", "2"]}, {"a": "x", "b": "1"}))
+    found = list(combinations(DesignSpec(use="grid"), {"a": ["x", "y"], "b": ["1", "2"]}, {"a": "x", "b": "1"}))
     assert found == [("x", "1"), ("x", "2"), ("y", "1"), ("y", "2")]
 
 

@@ -35,7 +35,7 @@ def errors(text: str) -> str:
 
 def test_defaults():
     spec = spec_of(GOOD)
-    assert (spec.design, spec.seeds, spec.objectives, spec.scheduler.use) == (
+    assert (spec.design.use, spec.seeds, spec.objectives, spec.scheduler.use) == (
         "grid",
         [0],
         {"cmmd": "min"},
@@ -74,7 +74,9 @@ def test_rungs_are_steps(scheduler, rungs):
         ("seeds: [0, 1, 0]", "s.yaml:7: seeds[2]: must be distinct, got 0 twice"),
         ("seeds: [-1]", "s.yaml:7: seeds[0]: must be greater than or equal to 0, got -1"),
         ("seeds: [1.5]", "s.yaml:7: seeds[0]: must be a valid integer, got 1.5"),
-        ("design: pairs", "s.yaml:7: design: must be one of grid, add_one_in; got 'pairs'"),
+        ("design: pars",
+         "s.yaml:7: design: must be one of grid, add_one_in, leave_one_out, pairs, fractional, list; got 'pars' "
+         "(did you mean 'pairs'?)"),
         ("search: {trials: 4}",
          "s.yaml:7: search: is not available in this version; remove it, and list the values"),
         ("objectives: {clip_score: max}",
