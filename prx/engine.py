@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from prx import recipe
+from prx import recipe, reshard
 from prx.config import RunConfig
 from prx.ema import Ema
 from prx.end_to_end import PREFIX
@@ -99,6 +99,8 @@ class Engine:
         self._moved = False
         module = module.to(self.device)
         optimizer = recipe.optimizer(config).build(module.named_parameters())
+        names = {parameter: name for name, parameter in module.named_parameters()}
+        self._groups = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
         self._base_rates = [group["lr"] for group in optimizer.param_groups]
         for group in optimizer.param_groups:  # some of DeepSpeed's optimizers take a dry step, which would decay
             group["lr"] = 0.0
@@ -243,16 +245,28 @@ class Engine:
     def load(self, folder: Path) -> dict[str, Any]:
         """Read what `save` wrote and give its `state`; training continues bit for bit.
 
+        Other workers or another ZeRO stage may have written it: weights and the optimizer's state are the same
+        then, and what follows differs by the order of sums.
+
         Raises:
             RuntimeError: DeepSpeed does not accept the checkpoint.
+            UserError: It is of another configuration, or not complete.
             FileNotFoundError: The checkpoint has no average of the weights, and `ema` asks for one.
         """
-        path, found = self.engine.load_checkpoint(str(folder), tag=TAG)
-        if path is None:
-            raise RuntimeError(f"DeepSpeed found no checkpoint in {folder}")
+        found = self._read(folder)
         if self.ema is not None:
             self.ema.restore(torch.load(folder / AVERAGE, map_location=self.device, weights_only=True))
         return dict(found.get(STATE, {}))
+
+    def _read(self, folder: Path) -> Mapping[str, Any]:
+        """Fill the engine; gives what else the checkpoint holds."""
+        here = reshard.Layout.of(self.config.infrastructure.zero_stage, self.config.infrastructure.workers)
+        if reshard.layout(folder / TAG) != here:
+            return reshard.load(self.engine, folder / TAG, self._groups)
+        path, found = self.engine.load_checkpoint(str(folder), tag=TAG)
+        if path is None:
+            raise RuntimeError(f"DeepSpeed found no checkpoint in {folder}")
+        return dict(found)
 
     def sampling_weights(self) -> AbstractContextManager[None]:
         """Lend the module the weights that `sampling.weights` names."""
