@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -149,6 +151,20 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0].strip()
 
 
+@contextmanager
+def reading_once() -> Iterator[None]:
+    """Read the settings of each model once while this lasts: a plan asks for the same few in each of its cells."""
+    global _known
+    before, _known = _known, {}
+    try:
+        yield
+    finally:
+        _known = before
+
+
+_known: dict[tuple[str, str | None, str | None, str], dict[str, Any] | UserError] | None = None
+
+
 def read_config(
     path: str, subfolder: str | None = None, revision: str | None = None, name: str = CONFIG
 ) -> dict[str, Any]:
@@ -157,6 +173,21 @@ def read_config(
     Raises:
         UserError: There is none; the message says which file is missing and how to get it.
     """
+    if _known is None:
+        return _read_config(path, subfolder, revision, name)
+    key = (path, subfolder, revision, name)
+    if key not in _known:
+        try:
+            _known[key] = _read_config(*key)
+        except UserError as error:
+            _known[key] = error
+    found = _known[key]
+    if isinstance(found, UserError):
+        raise found
+    return found
+
+
+def _read_config(path: str, subfolder: str | None, revision: str | None, name: str) -> dict[str, Any]:
     where = place(path, subfolder, revision)
     if where.local:
         return modelfiles.read_json(Path(where.target) / (subfolder or "") / name, where.how)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from functools import lru_cache
 from typing import Any
 
 TECHNIQUES: dict[tuple[str, str], str] = {
@@ -42,6 +43,7 @@ def choices(value: Any, allowed: list[str]) -> str:
     return f"must be one of {', '.join(allowed) or 'none yet'}; got {value!r}{hint}"
 
 
+@lru_cache
 def resolve(kind: str, name: str) -> type[Any]:
     """Import the class of a technique.
 

@@ -83,8 +83,10 @@ def clash(base: Source, first: Source, second: Source) -> tuple[PathKeys, Any, A
 
 def differences(before: Any, after: Any, keys: PathKeys = ()) -> Iterator[tuple[PathKeys, Any, Any]]:
     """List the paths at which two trees differ, with both values; what is absent on one side is None."""
+    if before == after:  # first: most of two neighbouring configurations is equal, and a walk costs ten times as much
+        return
     if isinstance(before, dict) and isinstance(after, dict):
         for key in [*before, *(key for key in after if key not in before)]:
             yield from differences(before.get(key), after.get(key), (*keys, key))
-    elif before != after:
+    else:
         yield keys, before, after

@@ -6,7 +6,9 @@ this order means nothing), then `set`, then `trial`.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -94,6 +96,23 @@ def make_plan(spec: SweepSpec, source: Source) -> Plan:
         ConfigError: A level writes what is no configuration, two axes clash, the baseline cannot be trained,
             or some level can be trained in no cell.
     """
+    with _uncollected():
+        return _planned(spec, source)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Pause the garbage collector, which would walk all cells over and over and find nothing: a plan has no cycles."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _planned(spec: SweepSpec, source: Source) -> Plan:
     levels = axis_levels(spec, source)
     base = load_base(spec.base, source)
     wanted, dropped = layout(spec)
@@ -177,21 +196,21 @@ def _drafts(
     wanted: list[Combination],
 ) -> list[_Draft]:
     """Compose and check every cell; every configuration error of every cell is reported at once."""
+    from prx.loaders import reading_once
     from prx.recipe import problems  # imports torch
 
     last = _settings(spec, source)
     drafts, wrong = [], []
-    for combination, composed in _composed(base, levels, wanted):
-        here = merge(composed, last)
-        try:
-            config = parse_run_config(here.data, here)
-        except ConfigError as error:
-            wrong += error.problems
-            continue
-        located = tuple(
-            here.problem(tuple(found.path.split(".")), found.message) for found in problems(config)
-        )
-        drafts.append(_Draft(combination, config, located))
+    with reading_once():
+        for combination, composed in _composed(base, levels, wanted):
+            here = merge(composed, last)
+            try:
+                config = parse_run_config(here.data, here)
+            except ConfigError as error:
+                wrong += error.problems
+                continue
+            located = tuple(here.problem(tuple(found.path.split(".")), found.message) for found in problems(config))
+            drafts.append(_Draft(combination, config, located))
     _refuse(wrong)
     return drafts
 

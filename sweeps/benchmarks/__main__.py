@@ -1,4 +1,4 @@
-"""`python -m sweeps.benchmarks loop | launch | guidance | techniques`."""
+"""`python -m sweeps.benchmarks loop | launch | guidance | techniques | plan`."""
 
 from __future__ import annotations
 
@@ -75,6 +75,16 @@ def techniques(
     if batch_size is not None:
         changes |= {"batch_size": batch_size, "infrastructure": {"zero_stage": zero_stage, "micro_batch": None}}
     measure(base, rounds, cache, synthetic=synthetic, peak_tflops=peak_tflops, levels=level or (), changes=changes)
+
+
+@app.command()
+def plan(
+    cells: Annotated[list[int] | None, typer.Option(help="Size of a plan; may be given several times.", min=20)] = None,
+) -> None:
+    """Plan and show grids of 100, 1,000 and 10,000 cells; seconds, and how they grow."""
+    from sweeps.benchmarks.plan import measure
+
+    measure(cells or [100, 1_000, 10_000])
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from prx.config import RunConfig, config_id
 from prx.errors import ConfigError, Problem
 from prx.yamlsource import parse_yaml
+from sweeps.benchmarks.plan import sweep_of
 from sweeps.benchmarks.synthetic import write_stand_ins
 from sweeps.designs import DesignSpec, add_one_in, combinations, grid
 from sweeps.plan import Plan, make_plan
@@ -314,6 +315,11 @@ def test_least_steps_against_counting():
     plan = plan_of(THREE + "scheduler: {use: halving, reduction_factor: 2}\n")
     assert least_steps(plan) == 18 * 100 + 9 * 100 + 5 * 100
     assert least_steps(plan_of(THREE)) == 18 * 300
+
+
+@pytest.mark.parametrize(("asked", "given"), [(20, 20), (100, 100), (500, 500), (1000, 1000)])
+def test_the_benchmark_of_planning_plans_what_it_says(asked, given):
+    assert len(plan_of(sweep_of(asked)).cells) == given
 
 
 def test_long_plans_are_cut():
