@@ -1,0 +1,124 @@
+"""The figures of one metric that may be compared with each other, and what was left out and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sweeps.results import SweepInfo
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class CellKey:
+    """A cell as the analysis knows it."""
+
+    cell_id: str
+    name: str
+    levels: Mapping[str, str]
+    is_baseline: bool
+
+
+@dataclass(frozen=True)
+class Observations:
+    """One metric at one step. Row i is cell `cells[cell[i]]` trained with seed `seed[i]`.
+
+    Shapes: `cell`, `seed` int64 [n]; `value`, `se` float64 [n]. `se` is the metric's own standard error (bootstrap
+    over the samples of one trained model), NaN where it was not measured. `left_out` maps a cell's name to the
+    reason why none of its figures is here.
+    """
+
+    metric: str
+    better: str
+    step: int
+    cells: tuple[CellKey, ...]
+    baseline: Mapping[str, str]
+    cell: Ints
+    seed: Ints
+    value: Floats
+    se: Floats
+    left_out: Mapping[str, str]
+
+    @property
+    def sign(self) -> float:
+        """Give 1 where less is better, -1 where more is."""
+        return 1.0 if self.better == "min" else -1.0
+
+    @property
+    def num_seeds(self) -> int:
+        """Count the distinct seeds."""
+        return len(np.unique(self.seed))
+
+    def index(self, cell_id: str) -> int | None:
+        """Find a cell's position."""
+        return next((i for i, cell in enumerate(self.cells) if cell.cell_id == cell_id), None)
+
+    def by_seed(self, position: int) -> dict[int, float]:
+        """Give a cell's value for each of its seeds."""
+        rows = self.cell == position
+        return dict(zip(self.seed[rows].tolist(), self.value[rows].tolist(), strict=True))
+
+    def error(self, position: int) -> float:
+        """Give the root mean square of a cell's own standard errors, NaN where it has none."""
+        found = self.se[self.cell == position]
+        return float(np.sqrt(np.mean(found**2))) if len(found) else math.nan
+
+
+def cell_keys(info: SweepInfo) -> tuple[CellKey, ...]:
+    """List the planned cells, in the plan's order."""
+    found = {t.cell_id: CellKey(t.cell_id, t.name, t.levels, t.is_baseline) for t in info.trials}
+    return tuple(found.values())
+
+
+def baseline_levels(info: SweepInfo) -> Mapping[str, str]:
+    """Give the baseline's levels; it is planned in every sweep, whether or not it came through."""
+    return next((trial.levels for trial in info.trials if trial.is_baseline), {})
+
+
+def observe(frame: pd.DataFrame, info: SweepInfo, metric: str, better: str, step: int | None = None) -> Observations:
+    """Take the rows at one step (default: the full length) that hold a finite figure.
+
+    A cell that ended earlier has no figure there: what it had at fewer steps is another quantity, and is never
+    mixed in. A failed trial's last figure stands where it had reached the step before it failed.
+    """
+    step = info.steps if step is None else step
+    planned = cell_keys(info)
+    rows = frame[frame["step"] == step] if len(frame) else frame
+    rows = rows[np.isfinite(rows[metric].astype(float))] if metric in rows else rows[:0]
+    kept = [cell for cell in planned if len(rows) and (rows["cell_id"] == cell.cell_id).any()]
+    position = {cell.cell_id: i for i, cell in enumerate(kept)}
+    rows = rows[rows["cell_id"].isin(position)] if len(rows) else rows
+    errors = rows[f"{metric}_se"].astype(float) if f"{metric}_se" in rows else [math.nan] * len(rows)
+    return Observations(
+        metric, better, step, tuple(kept), baseline_levels(info),
+        np.array([position[cell_id] for cell_id in rows["cell_id"]], dtype=np.int64) if len(rows) else _none(),
+        np.asarray(rows["seed"], dtype=np.int64) if len(rows) else _none(),
+        np.asarray(rows[metric], dtype=np.float64) if len(rows) else np.empty(0),
+        np.asarray(errors, dtype=np.float64),
+        {cell.name: _why(frame, cell, step, metric) for cell in planned if cell.cell_id not in position},
+    )  # fmt: skip
+
+
+def _none() -> Ints:
+    return np.empty(0, dtype=np.int64)
+
+
+def _why(frame: pd.DataFrame, cell: CellKey, step: int, metric: str) -> str:
+    rows = frame[frame["cell_id"] == cell.cell_id] if len(frame) else frame
+    if not len(rows):
+        return "no boundary reached yet"
+    last: Any = rows.sort_values("step").iloc[-1]
+    if last["step"] >= step:
+        return f"no finite {metric} at step {step}"
+    return f"{last['state']} at step {last['step']} of {step}"

@@ -1,0 +1,60 @@
+"""Quality against price: the cells that no other cell beats on both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sweeps.analysis.observations import Bools, Floats, Observations
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SECONDS_PER_HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class Point:
+    """A cell at full length: mean device-hours of one of its trials, and mean figure over its seeds."""
+
+    cell_id: str
+    name: str
+    device_hours: float
+    value: float
+    on_front: bool
+
+
+def front(costs: Floats, values: Floats, sign: float = 1.0) -> Bools:
+    """Mark the points that no other beats: none is at most as dear and at least as good, and better in one.
+
+    Args:
+        costs: Less is better, [n].
+        values: Less is better with `sign` 1, more with -1, [n].
+    """
+    order = np.lexsort((sign * values, costs))
+    marked = np.zeros(len(costs), dtype=bool)
+    best, best_cost = np.inf, np.nan
+    for i in order:
+        value = sign * values[i]
+        # An exact twin of a point on the front beats it in nothing, so both stay.
+        if value < best or (value == best and costs[i] == best_cost):
+            marked[i], best, best_cost = True, value, costs[i]
+    return marked
+
+
+def quality_price(frame: pd.DataFrame, observed: Observations) -> tuple[Point, ...]:
+    """Give every cell at full length with its price, the cheapest first."""
+    at = frame[frame["step"] == observed.step] if len(frame) else frame
+    hours = {
+        cell.cell_id: float(at.loc[at["cell_id"] == cell.cell_id, "device_seconds"].mean()) / SECONDS_PER_HOUR
+        for cell in observed.cells
+    }
+    values = [observed.value[observed.cell == i].mean() for i in range(len(observed.cells))]
+    marks = front(np.array(list(hours.values())), np.array(values), observed.sign)
+    points = [
+        Point(cell.cell_id, cell.name, hours[cell.cell_id], float(value), bool(mark))
+        for cell, value, mark in zip(observed.cells, values, marks, strict=True)
+    ]
+    return tuple(sorted(points, key=lambda point: (point.device_hours, point.value)))

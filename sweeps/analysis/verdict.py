@@ -1,0 +1,76 @@
+"""Whether there is a winner, and what it would take to know."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from sweeps.analysis.differences import Difference, difference
+from sweeps.analysis.intervals import ALPHA
+from sweeps.analysis.observations import Observations
+
+POWER = 0.8
+MOST_SEEDS = 1_000
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The leader and its runner-up by mean figure.
+
+    `lead` is leader minus runner-up, paired by seed. `separable` says that its 95 % interval leaves out 0.
+    `seeds_needed` is how many seeds in all would tell them apart four times in five if the lead and its spread
+    between seeds are what they seem; None with one seed, whose spread is unknown, and where more than
+    a thousand would be needed.
+    """
+
+    leader: str
+    runner_up: str | None
+    lead: Difference | None
+    separable: bool
+    seeds_needed: int | None
+
+
+def verdict(observed: Observations) -> Verdict | None:
+    """Judge the two best cells at full length; None without a cell."""
+    if not len(observed.cells):
+        return None
+    means = [observed.sign * float(observed.value[observed.cell == i].mean()) for i in range(len(observed.cells))]
+    order = np.argsort(means, kind="stable")
+    leader = observed.cells[order[0]].name
+    if len(order) == 1:
+        return Verdict(leader, None, None, False, None)
+    lead = difference(observed, int(order[0]), int(order[1]))
+    runner_up = observed.cells[order[1]].name
+    if lead is None:
+        return Verdict(leader, runner_up, None, False, None)
+    separable = lead.basis != "none" and lead.p < ALPHA
+    needed = None
+    if not separable and lead.basis == "seeds":
+        needed = seeds_needed(lead.estimate, lead.se * math.sqrt(lead.seeds))
+    return Verdict(leader, runner_up, lead, separable, needed)
+
+
+def seeds_needed(gap: float, spread: float, power: float = POWER) -> int | None:
+    """Count the seeds with which a paired t test finds a gap with a given chance.
+
+    The smallest n >= 2 with P(|T| > t(n-1, 0.975)) >= power, T noncentral t with n-1 degrees of freedom and
+    noncentrality gap / (spread / sqrt(n)).
+
+    Args:
+        gap: Mean difference between two cells.
+        spread: Standard deviation of that difference between seeds.
+    """
+    from scipy import stats
+
+    if gap == 0:
+        return None
+    if spread == 0:
+        return 2
+    counts = np.arange(2, MOST_SEEDS + 1)
+    bound = stats.t.ppf(1 - ALPHA / 2, counts - 1)
+    shift = abs(gap) / spread * np.sqrt(counts)
+    # The other tail adds nothing that matters, and its noncentral t is numerically unstable.
+    enough = np.flatnonzero(stats.nct.sf(bound, counts - 1, shift) >= power)
+    return int(counts[enough[0]]) if len(enough) else None
