@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from ray.tune import Callback
+from ray.tune import Callback, Stopper
 from ray.tune.experiment import Trial as TuneTrial
 
+from sweeps.budget import Meter
 from sweeps.ledger import Ledger
 
 
 class Events(Callback):
     """Tell the ledger what Tune sees. Verdicts come from the scheduler, which knows the reason."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
+    def __init__(self, ledger: Ledger, meter: Meter, devices: Mapping[str, int]) -> None:
+        self.ledger, self.meter, self.devices = ledger, meter, devices
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """A trial got a worker."""
@@ -24,6 +26,7 @@ class Events(Callback):
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
         """A trial reported."""
+        self.meter.add(trial.trial_id, float(result.get("spent_seconds", 0.0)), self.devices[trial.trial_id])
         self.ledger.report(trial.trial_id, result)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
@@ -35,6 +38,24 @@ class Events(Callback):
             path.write_text(f"{_death(trial)}\n", encoding="utf-8")
         lines = path.read_text(encoding="utf-8").strip().splitlines()
         self.ledger.failed(trial.trial_id, lines[-1])
+
+
+class OnBudget(Stopper):
+    """End the whole run when the budget is spent: workers keep what they trained, nothing else starts.
+
+    No scheduler is told: trials that end for lack of money have lost to nobody.
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Stop no single trial."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Say whether the budget is spent."""
+        return bool(self._meter.spent())
 
 
 def _death(trial: TuneTrial) -> str:

@@ -44,8 +44,11 @@ def _lines(outcome: Outcome, frame: pd.DataFrame) -> Iterator[str]:
     for trial_id, name, reason in zip(failed["trial_id"], failed["name"], failed["reason"], strict=True):
         yield f"failed: {name}: {reason} (traceback: {outcome.folder.trial(trial_id) / 'error.txt'})"
     if outcome.unfinished:
-        why = "interrupted" if outcome.exit_code == INTERRUPTED else "the budget is spent"
-        yield f"{why}: {outcome.unfinished} trials are unfinished; the same command goes on with them"
+        more = "with a larger budget " if outcome.spent else ""
+        why = "interrupted" if outcome.exit_code == INTERRUPTED else f"the budget is spent ({outcome.spent})"
+        yield f"{why}: {outcome.unfinished} trials are unfinished; {more}the same command goes on with them"
+    if outcome.left is not None:
+        yield outcome.left.words()
 
 
 def best_grid(folder: SweepFolder, info: SweepInfo) -> Path | None:

@@ -3,6 +3,7 @@
 STORE/sweeps/NAME/sweep.json                       what was planned
 STORE/sweeps/NAME/trials/TRIAL_ID/journal.jsonl    a line a boundary, appended by the trial
 STORE/sweeps/NAME/trials/TRIAL_ID/state.json       complete, pruned, failed, ...: written by the driver
+STORE/sweeps/NAME/spent.json                       what all runs have cost
 STORE/sweeps/NAME/results.parquet                  one row per (trial, boundary), made from the above
 """
 
@@ -83,6 +84,7 @@ class SweepFolder:
         self.root = store / "sweeps" / name
         self.info = self.root / "sweep.json"
         self.results = self.root / "results.parquet"
+        self.spent = self.root / "spent.json"
         self.logs = self.root / "logs"
         self.cache = store / "cache"
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from prx.errors import ConfigError, Problem
 from prx.registry import choices
 from prx.yamlsource import Source
+from sweeps.budget import budget
 from sweeps.catalogue import axis_levels
 from sweeps.design_rules import design
 from sweeps.metrics import METRICS, RESULT_COLUMNS
@@ -150,6 +151,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[SweepSpec, Source], Iterator[Probl
     (("axes", "also"), also),
     (("axes", "exclude"), exclude),
     (("article",), article),
+    (("budget",), budget),
     (("set",), overrides),
 )
 """The sections a rule reads, and the rule; it is skipped while one of them is wrong."""

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from cluster.connect import ConnectError, check
 from prx.errors import UserError
+from sweeps.budget import Left, left
 from sweeps.logs import environment, logging_to, terminated_as_interrupted
 from sweeps.results import SweepFolder, SweepInfo
 from sweeps.status import exclusive
@@ -27,13 +28,18 @@ DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. `unfinished` trials go on when the same command is given again."""
+    """How a run ended. `unfinished` trials go on when the same command is given again.
+
+    `spent` says which limits of the budget were reached, and `left` what they leave undone.
+    """
 
     exit_code: int
     folder: SweepFolder
     info: SweepInfo
     failed: tuple[str, ...] = ()
     unfinished: int = 0
+    spent: str = ""
+    left: Left | None = None
 
     @property
     def results_path(self) -> Path:
@@ -108,10 +114,10 @@ def preflight(plan: Plan, folder: SweepFolder, address: str | None, max_concurre
 
 
 def _outcome(session: Session, interrupted: bool) -> Outcome:
-    ledger, budget = session.ledger, session.plan.spec.budget
+    ledger, spent = session.ledger, session.meter.words()
     unfinished = len(ledger.interrupted())
-    spent = budget is not None and ledger.seconds() >= budget.hours * 3600
+    undone = left(ledger.trials, ledger.info.steps) if unfinished else None
     failed = tuple(i for i, status in ledger.trials.items() if status.state.state == "failed")
     ended = SOME_FAILED if failed else DONE
     code = INTERRUPTED if interrupted or (unfinished and not spent) else ended
-    return Outcome(code, session.folder, ledger.info, failed, unfinished)
+    return Outcome(code, session.folder, ledger.info, failed, unfinished, spent, undone)

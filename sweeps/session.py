@@ -16,11 +16,12 @@ from cluster.connect import Attached, ConnectError, attach
 from cluster.resources import concurrency
 from prx.errors import UserError
 from prx.yamlsource import locate
+from sweeps.budget import Meter
 from sweeps.ledger import Ledger
 from sweeps.live import Display, open_display
 from sweeps.logs import ENVIRONMENT, environment, terminated_as_interrupted
 from sweeps.metrics import METRICS
-from sweeps.results import SweepFolder, SweepInfo, TrialInfo
+from sweeps.results import FINISHED, SweepFolder, SweepInfo, TrialInfo
 from sweeps.waves import Wave, make_waves
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Session:
         self.history = str(history)
         self.ledger = Ledger(folder, sweep_info(plan), keep_pruned=plan.spec.scheduler.use == "asha")
         self.waves = make_waves(plan)
+        self.meter, self.devices, self._cut = Meter(plan.spec.budget, folder.spent), dict[str, int](), False
         self.queue = TrialQueue(more=self._advance)
         self.segments = Segments(self.history)
         self.scheduler = make_scheduler(plan, self.ledger.info, self.queue, self.ledger, self.segments)
@@ -83,7 +85,8 @@ class Session:
         for line in self.ledger.damage:
             self.display.say(line)
         if not more:
-            self.display.say("everything is trained already")
+            cut = f"the budget is spent: {self.meter.words()}"
+            self.display.say(cut if self._cut and self._unended() else "everything is trained already")
             return
         self.ledger.listeners.append(self.display)
         with self._attached(address, max(item.cpus for item in self.queue.waiting), max_concurrent) as attached:
@@ -92,27 +95,38 @@ class Session:
             self._tune()
 
     def _advance(self) -> bool:
-        """Enter waves until one has something to train; False when the sweep is over."""
-        while (wave := self.waves.next(self.ledger.trials)) is not None:
+        """Enter waves until one has something to train; False when the sweep is over, or a wave is cut short."""
+        while not self._cut and (wave := self.waves.next(self.ledger.trials)) is not None:
             self._enter(wave)
             if self.queue.waiting:
                 return True
         return False
 
     def _enter(self, wave: Wave) -> None:
-        """Take a wave up: replay what is known of it, and queue the rest."""
+        """Take a wave up: replay what is known of it, and queue the rest, as far as the budget goes."""
         infos = [trial_info(trial) for trial in wave.trials]
         self.ledger.add(infos)
+        self.devices |= {trial.trial_id: trial.config.infrastructure.workers for trial in wave.trials}
+        self._cut = bool(self.meter.spent())
         pending = self._pending(wave)
-        if pending:
+        if pending and not self._cut:
             self._prepare(pending)
             self._remember(pending)
-        live = self._pending(wave)
-        self.queue.add([self._submission(trial) for trial in live])
         self.scheduler.join(infos, judged=wave.judged)
-        given = {trial.trial_id for trial in live}
+        given = {trial.trial_id for trial in self._pending(wave)}
         for info in infos:
             self._replay(info.trial_id, given)
+        if not self._cut:
+            self.queue.add([self._submission(trial) for trial in self._admitted(wave)])
+
+    def _admitted(self, wave: Wave) -> list[Trial]:
+        """Choose the trials that the budget lets train; no rung waits for the others."""
+        admitted = set(self.meter.admit(trial.trial_id for trial in self._pending(wave)))
+        for trial in self._pending(wave):
+            if trial.trial_id not in admitted:
+                self._cut = True
+                self.scheduler.settled(trial.trial_id)
+        return [trial for trial in self._pending(wave) if trial.trial_id in admitted]
 
     def _replay(self, trial_id: str, given: set[str]) -> None:
         boundaries = self.ledger.trials[trial_id].journal.boundaries
@@ -121,6 +135,9 @@ class Session:
                 self.scheduler.replay(trial_id, step, entry["metrics"])
         if trial_id not in given:
             self.scheduler.settled(trial_id)
+
+    def _unended(self) -> bool:
+        return self.ledger.count(*FINISHED) < len(self.ledger.trials)
 
     def _pending(self, wave: Wave) -> list[Trial]:
         return [t for t in wave.trials if self.ledger.trials[t.trial_id].state.state == "pending"]
@@ -202,22 +219,22 @@ class Session:
     def _tune(self) -> None:
         from ray import tune
 
-        from sweeps.callbacks import Events
+        from sweeps.callbacks import Events, OnBudget
         from sweeps.trial import TrialActor
 
         scratch = self.folder.root / "tune"
         shutil.rmtree(scratch, ignore_errors=True)
-        budget = self.plan.spec.budget
-        with environment(TUNE_MAX_PENDING_TRIALS_PG=str(self.queue.max_concurrent)), terminated_as_interrupted():
+        pending = str(self.queue.max_concurrent)
+        with environment(TUNE_MAX_PENDING_TRIALS_PG=pending), terminated_as_interrupted(), self.meter.running():
             tune.run(
                 TrialActor,
                 name=self.ledger.info.name,
                 storage_path=str(scratch),
                 search_alg=self.queue,
                 scheduler=self.scheduler,
-                callbacks=[Events(self.ledger)],
+                callbacks=[Events(self.ledger, self.meter, self.devices)],
+                stop=OnBudget(self.meter),
                 reuse_actors=True,
-                time_budget_s=budget.hours * 3600 if budget else None,
                 raise_on_failed_trial=False,
                 verbose=0,
             )

@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sweeps.budget import BudgetSpec
 from sweeps.plan import SEPARATOR, Cell, Dropped, Plan
 from sweeps.show_design import render_design
 
@@ -45,7 +46,7 @@ def _summary(plan: Plan) -> Text:
         _early(plan),
     ]
     if spec.budget:
-        lines.append(f"budget {spec.budget.hours:g} hours")
+        lines.append(_budget(spec.budget))
     text = Text(spec.name, style="bold")
     return text.append("\n" + "\n".join(lines), style="not bold")
 
@@ -120,3 +121,10 @@ def _short(value: Any) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
+def _budget(budget: BudgetSpec) -> str:
+    limits = ", ".join(f"{value:g} {name.replace('_', '-')}" for name, value in budget.limits().items())
+    price = budget.price_per_device_hour
+    parts = [f"budget {limits}"] if limits else []
+    return "; ".join(parts + ([f"{price:g} a device-hour"] if price else []))

@@ -17,11 +17,12 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, ValidationError
 
-from prx.config import PositiveFloat, Strict, problems_of
+from prx.config import Strict, problems_of
 from prx.errors import ConfigError, Problem
 from prx.registry import choices
 from prx.yamlsource import Source, read_yaml
 from sweeps import rules
+from sweeps.budget import BudgetSpec
 from sweeps.designs import Design, DesignSpec
 from sweeps.metrics import METRICS, QUALITY, Direction
 
@@ -102,12 +103,6 @@ class TrialSpec(Strict):
     eval_every: PositiveInt
     workers: PositiveInt | None = None
     zero_stage: Annotated[int, Field(ge=0, le=3)] | None = None
-
-
-class BudgetSpec(Strict):
-    """When to stop, whatever is left."""
-
-    hours: PositiveFloat
 
 
 class SweepSpec(Strict):

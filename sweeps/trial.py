@@ -105,7 +105,8 @@ class TrialRun:
         following = self._boundary(self.reached)
         if not self.recall.claim(following):
             return {"step": self.reached, "done": False, "waits": following}
-        return self._train()
+        started = time.perf_counter()
+        return self._train() | {"spent_seconds": time.perf_counter() - started}
 
     def _recalled(self) -> dict[str, Any] | None:
         """Take over the next boundary where anybody has trained and measured the same."""
