@@ -190,7 +190,7 @@ class Ledger:
 
     def write(self) -> None:
         """Rewrite the table of results."""
-        write_results(self.rows(), self.info.axes, self.folder.results)
+        write_results(self.rows(), self.info.axes, self.folder.results, self.info.searched)
 
     def count(self, *states: str) -> int:
         """Count the trials in any of some states."""

@@ -9,9 +9,8 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import cached_property
 from typing import Any
 
 from prx.compose import load_base
@@ -19,65 +18,15 @@ from prx.config import RunConfig, config_id, parse_run_config
 from prx.errors import ConfigError, Problem
 from prx.yamlsource import PathKeys, Source, dotted, merge
 from sweeps.catalogue import Level, axis_levels
+from sweeps.cells import BASELINE, SEPARATOR, Cell, Dropped, Plan, make_trial
+from sweeps.cells import Trial as Trial
 from sweeps.designs import Combination, combinations
 from sweeps.metrics import METRICS
 from sweeps.patches import clash, differences, read_patch
 from sweeps.spec import SweepSpec
 
-SEPARATOR = " · "
-BASELINE = "baseline"
 LeftOut = tuple[Combination, tuple[str, ...]]
 """A combination that is not trained, and the reasons."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One combination of levels. `difference` maps a configuration path to (baseline, here)."""
-
-    cell_id: str
-    name: str
-    levels: dict[str, str]
-    config: RunConfig
-    is_baseline: bool
-    difference: dict[str, tuple[Any, Any]]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One run: a cell with a seed."""
-
-    trial_id: str
-    cell: Cell
-    seed: int
-    config: RunConfig
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """A combination that is not trained."""
-
-    levels: dict[str, str]
-    reasons: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a sweep trains. Trials come seed by seed, and within a seed cell by cell, the baseline first.
-
-    `settings` is what all cells share, and where each of its values was written.
-    """
-
-    spec: SweepSpec
-    source: Source
-    cells: tuple[Cell, ...]
-    dropped: tuple[Dropped, ...]
-    trials: tuple[Trial, ...]
-    settings: Source = field(default_factory=lambda: Source(None))
-
-    @cached_property
-    def total_steps(self) -> int:
-        """Count the steps of all trials when nobody is stopped early."""
-        return len(self.trials) * self.spec.trial.steps
 
 
 @dataclass(frozen=True)
@@ -123,9 +72,15 @@ def _planned(spec: SweepSpec, source: Source) -> Plan:
     cells, twins = _cells(spec, drafts)
     reasons = [(draft.combination, tuple(map(_reason, draft.problems))) for draft in drafts if draft.problems]
     left_out = [Dropped(_named(spec, combination), why) for combination, why in [*dropped, *reasons, *twins]]
-    trials = [_trial(cell, seed) for seed in spec.seeds for cell in cells]
+    search = None
+    if spec.search is not None:
+        from sweeps.search.planning import plan_search  # imports optuna
+
+        cells, search = plan_search(spec, source, cells)
+        left_out += search.dropped
+    trials = [make_trial(cell, seed) for seed in spec.first_seeds for cell in cells]
     shared = merge(base, _settings(spec, source))
-    return Plan(spec, source, tuple(cells), tuple(left_out), tuple(trials), shared)
+    return Plan(spec, source, tuple(cells), tuple(left_out), tuple(trials), shared, search)
 
 
 def _refuse(problems: Iterable[Problem]) -> None:
@@ -326,10 +281,3 @@ def _twin(cell: Cell, config: RunConfig) -> str:
 
 def _cell_name(combination: Combination, baseline: Combination) -> str:
     return SEPARATOR.join(a for a, b in zip(combination, baseline, strict=True) if a != b) or BASELINE
-
-
-def _trial(cell: Cell, seed: int) -> Trial:
-    if seed == cell.config.seed:  # the same run: spare the hash
-        return Trial(cell.cell_id, cell, seed, cell.config)
-    config = cell.config.model_copy(update={"seed": seed})
-    return Trial(config_id(config), cell, seed, config)

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from prx.errors import UserError
@@ -36,7 +37,7 @@ STATES = ("pending", "running", "paused", *FINISHED)
 
 @dataclass(frozen=True)
 class TrialInfo:
-    """What a table needs to know of a planned trial."""
+    """What a table needs to know of a planned trial. `values` holds what a search varies, by path."""
 
     trial_id: str
     cell_id: str
@@ -44,11 +45,12 @@ class TrialInfo:
     is_baseline: bool
     seed: int
     levels: dict[str, str]
+    values: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class SweepInfo:
-    """What a table needs to know of a planned sweep."""
+    """What a table needs to know of a planned sweep. `searched` says of a path whether it holds numbers only."""
 
     name: str
     metric: str
@@ -58,6 +60,7 @@ class SweepInfo:
     axes: tuple[str, ...]
     trials: tuple[TrialInfo, ...]
     article: str | None = None
+    searched: dict[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -190,7 +193,7 @@ def trial_rows(
     known = set(replayed)
     base = {
         "trial_id": trial.trial_id, "cell_id": trial.cell_id, "name": trial.name,
-        "is_baseline": trial.is_baseline, "seed": trial.seed, **trial.levels,
+        "is_baseline": trial.is_baseline, "seed": trial.seed, **trial.levels, **trial.values,
         "state": state.state, "reason": state.reason,
     }  # fmt: skip
     rows = [
@@ -204,10 +207,13 @@ def trial_rows(
     return rows or ([base | empty] if state.state == "failed" else [])
 
 
-def columns(axes: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+def columns(
+    axes: Sequence[str], rows: Sequence[Mapping[str, Any]], searched: Mapping[str, bool] = MappingProxyType({})
+) -> list[tuple[str, str]]:
     """Name every column with its type, known ones first, in an order that does not depend on the rows."""
     fixed = [("trial_id", "string"), ("cell_id", "string"), ("name", "string"), ("is_baseline", "bool")]
-    fixed += [("seed", "int64"), *((axis, "string") for axis in axes), ("step", "int64")]
+    values = [(path, "double" if number else "string") for path, number in searched.items()]
+    fixed += [("seed", "int64"), *((axis, "string") for axis in axes), *values, ("step", "int64")]
     last = [("state", "string"), ("wall_seconds", "double"), ("device_seconds", "double")]
     last += [("replayed", "bool"), ("reason", "string")]
     known = {name for name, _ in (*fixed, *last)} | set(MEASURED)
@@ -215,13 +221,18 @@ def columns(axes: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[tupl
     return [*fixed, *((name, "double") for name in (*MEASURED, *extra)), *last]
 
 
-def write_results(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], path: Path) -> None:
+def write_results(
+    rows: Sequence[Mapping[str, Any]],
+    axes: Sequence[str],
+    path: Path,
+    searched: Mapping[str, bool] = MappingProxyType({}),
+) -> None:
     """Write the table of results, replacing the old one at once."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     types = {"string": pa.string(), "bool": pa.bool_(), "int64": pa.int64(), "double": pa.float64()}
-    schema = pa.schema([(name, types[kind]) for name, kind in columns(axes, rows)])
+    schema = pa.schema([(name, types[kind]) for name, kind in columns(axes, rows, searched)])
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")

@@ -14,6 +14,7 @@ from sweeps.catalogue import axis_levels
 from sweeps.design_rules import design
 from sweeps.metrics import METRICS, RESULT_COLUMNS
 from sweeps.patches import read_patch
+from sweeps.seeds import AdaptiveSeeds
 
 if TYPE_CHECKING:
     from sweeps.spec import SweepSpec
@@ -57,7 +58,12 @@ def objectives(spec: SweepSpec, source: Source) -> Iterator[Problem]:
 
 
 def seeds(spec: SweepSpec, source: Source) -> Iterator[Problem]:
-    """A seed twice would be one trial twice."""
+    """A seed twice would be one trial twice, and more seeds than at first have to be more."""
+    if isinstance(spec.seeds, AdaptiveSeeds):
+        if spec.seeds.up_to <= spec.seeds.start:
+            message = f"must be more than seeds.start ({spec.seeds.start}), got {spec.seeds.up_to}"
+            yield source.problem(("seeds", "up_to"), message)
+        return
     for index, seed in enumerate(spec.seeds):
         if seed in spec.seeds[:index]:
             yield source.problem(("seeds", index), f"must be distinct, got {seed} twice")

@@ -104,6 +104,10 @@ def preflight(plan: Plan, folder: SweepFolder, address: str | None, max_concurre
         check(address)
     except ConnectError as error:
         raise UserError(str(error)) from error
+    if plan.search is not None:
+        from sweeps.search.records import preflight_search  # imports optuna
+
+        preflight_search(plan, plan.search, folder.root)
     probe = folder.root / f".probe-{os.getpid()}"
     try:
         folder.logs.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from sweeps.results import FINISHED, SweepFolder, SweepInfo, TrialInfo
 from sweeps.waves import Wave, make_waves
 
 if TYPE_CHECKING:
+    from prx.config import RunConfig
     from sweeps.plan import Plan, Trial
     from sweeps.trial import Parts
 
@@ -32,20 +33,31 @@ OBJECT_STORE_BYTES = 200 * 1024**2
 """Nothing large travels between trials: latents and references are files."""
 
 
-def trial_info(trial: Trial) -> TrialInfo:
-    """Reduce a trial to what tables need."""
+def trial_info(trial: Trial, searched: Mapping[str, bool]) -> TrialInfo:
+    """Reduce a trial to what tables need; `searched` maps paths to whether they hold numbers only."""
     cell = trial.cell
-    return TrialInfo(trial.trial_id, cell.cell_id, cell.name, cell.is_baseline, trial.seed, cell.levels)
+    values = searched_values(trial.config, searched) if searched else {}
+    return TrialInfo(trial.trial_id, cell.cell_id, cell.name, cell.is_baseline, trial.seed, cell.levels, values)
+
+
+def searched_values(config: RunConfig, searched: Mapping[str, bool]) -> dict[str, Any]:
+    """Read what a search varies off any configuration; a path that it does not have is left out."""
+    from sweeps.search.space import has, lookup
+
+    content = config.model_dump(mode="json")
+    found = {path: lookup(content, path) for path in searched if has(content, path)}
+    return {path: value if value is None or searched[path] else str(value) for path, value in found.items()}
 
 
 def sweep_info(plan: Plan) -> SweepInfo:
     """Reduce a plan to what tables need."""
     spec = plan.spec
     metric = spec.scheduler.metric if spec.scheduler.use != "none" else next(iter(spec.objectives))
-    trials = tuple(map(trial_info, plan.trials))
+    searched = plan.search.paths() if plan.search else {}
+    trials = tuple(trial_info(trial, searched) for trial in plan.trials)
     axes = tuple(spec.axes)
     better, trial = METRICS[metric].better, spec.trial
-    return SweepInfo(spec.name, metric, better, trial.steps, trial.eval_every, axes, trials, spec.article)
+    return SweepInfo(spec.name, metric, better, trial.steps, trial.eval_every, axes, trials, spec.article, searched)
 
 
 class Session:
@@ -61,7 +73,7 @@ class Session:
         self.plan, self.folder, self.parts, self.console = plan, folder, parts, console
         self.history = str(history)
         self.ledger = Ledger(folder, sweep_info(plan), keep_pruned=plan.spec.scheduler.use == "asha")
-        self.waves = make_waves(plan)
+        self.waves = make_waves(plan, self.ledger)
         self.meter, self.devices, self._cut = Meter(plan.spec.budget, folder.spent), dict[str, int](), False
         self.queue = TrialQueue(more=self._advance)
         self.segments = Segments(self.history)
@@ -104,7 +116,7 @@ class Session:
 
     def _enter(self, wave: Wave) -> None:
         """Take a wave up: replay what is known of it, and queue the rest, as far as the budget goes."""
-        infos = [trial_info(trial) for trial in wave.trials]
+        infos = [trial_info(trial, self.ledger.info.searched) for trial in wave.trials]
         self.ledger.add(infos)
         self.devices |= {trial.trial_id: trial.config.infrastructure.workers for trial in wave.trials}
         self._cut = bool(self.meter.spent())

@@ -21,6 +21,10 @@ LIMIT = 60
 def render_plan(plan: Plan, limit: int = LIMIT) -> RenderableType:
     """Lay a plan out; of cells and of left-out combinations at most `limit` each are shown."""
     parts: list[RenderableType] = [_summary(plan), *render_design(plan, limit), _cells(plan.cells, limit)]
+    if plan.search is not None:
+        from sweeps.search.show import render_search  # imports optuna
+
+        parts.append(render_search(plan, plan.search))
     if plan.dropped:
         parts.append(_dropped(plan.dropped, limit))
     return Group(*parts)
@@ -32,11 +36,11 @@ def least_steps(plan: Plan) -> int:
     for rung in (*plan.spec.rungs(), plan.spec.trial.steps):
         steps += alive * (rung - before)
         alive, before = math.ceil(alive / plan.spec.scheduler.reduction_factor), rung
-    return steps * len(plan.spec.seeds)
+    return steps * len(plan.spec.first_seeds)
 
 
 def _summary(plan: Plan) -> Text:
-    spec, seeds = plan.spec, len(plan.spec.seeds)
+    spec, seeds = plan.spec, len(plan.spec.first_seeds)
     trials = (
         f"{_count(len(plan.cells), 'cell')} × {_count(seeds, 'seed')} = {_count(len(plan.trials), 'trial')}"
     )

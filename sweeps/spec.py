@@ -25,11 +25,8 @@ from sweeps import rules
 from sweeps.budget import BudgetSpec
 from sweeps.designs import Design, DesignSpec
 from sweeps.metrics import METRICS, QUALITY, Direction
-
-LATER = {"search": "is not available in this version; remove it, and list the values to try as levels"}
-"""Keys that are planned. They are refused by name, because ignoring one would train something else."""
-
-Seed = Annotated[int, Field(ge=0)]
+from sweeps.search.spec import SearchSpec
+from sweeps.seeds import Seeds, first_seeds
 
 
 def _spelled(pattern: str, rule: str) -> Callable[[str], str]:
@@ -122,7 +119,8 @@ class SweepSpec(Strict):
     exclude: list[dict[str, str]] = Field(default_factory=list)
     objectives: Annotated[dict[MetricName, Direction], Field(min_length=1)] = {"cmmd": "min"}
     scheduler: SchedulerSpec = SchedulerSpec()
-    seeds: Annotated[list[Seed], Field(min_length=1)] = Field(default_factory=lambda: [0])
+    search: SearchSpec | None = None
+    seeds: Seeds = Field(default_factory=lambda: [0])
     trial: TrialSpec
     budget: BudgetSpec | None = None
     article: str | None = None
@@ -135,6 +133,11 @@ class SweepSpec(Strict):
     def baseline_levels(self) -> dict[str, str]:
         """Give the level of every axis that all cells are compared with."""
         return {axis: self.baseline.get(axis, level_name(levels[0])) for axis, levels in self.axes.items()}
+
+    @property
+    def first_seeds(self) -> list[int]:
+        """Give the seeds that every cell is trained with."""
+        return first_seeds(self.seeds)
 
     def rungs(self) -> tuple[int, ...]:
         """Give the steps at which losers are stopped; none without a scheduler."""
@@ -177,9 +180,7 @@ def parse_spec(source: Source) -> SweepSpec:
     if not isinstance(data, Mapping):
         message = f"must be a mapping with name, base, axes and trial, got {data!r}"
         raise ConfigError([Problem("", message, source.file, 1)])
-    found = [source.problem((key,), message) for key, message in LATER.items() if key in data]
-    spec, wrong, problems = _validate({key: value for key, value in data.items() if key not in LATER}, source)
-    found += problems
+    spec, wrong, found = _validate(dict(data), source)
     for needed, rule in rules.RULES:
         if not wrong.intersection(needed):
             found += rule(spec, source)

@@ -7,12 +7,14 @@ the same again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from sweeps.results import FINISHED
+
 if TYPE_CHECKING:
-    from sweeps.ledger import TrialStatus
+    from sweeps.ledger import Ledger, TrialStatus
     from sweeps.plan import Plan, Trial
 
 Outcomes = Mapping[str, "TrialStatus"]
@@ -45,6 +47,34 @@ class PlannedWaves:
         return self._left.pop() if self._left else None
 
 
-def make_waves(plan: Plan) -> Waves:
-    """Say in which waves a plan is trained."""
-    return PlannedWaves(plan)
+class Stages:
+    """One kind of waves after the other; a later kind is made when its first wave is due."""
+
+    def __init__(self, *stages: Callable[[], Waves]) -> None:
+        self._later = list(stages)
+        self._stage: Waves | None = None
+        self._given: list[str] = []
+
+    def next(self, outcomes: Outcomes) -> Wave | None:
+        """Give the next wave of the first stage that has one; none while a trial has not ended: the budget is spent."""
+        if any(outcomes[trial_id].state.state not in FINISHED for trial_id in self._given):
+            return None
+        while self._stage is not None or self._later:
+            self._stage = self._stage or self._later.pop(0)()
+            wave = self._stage.next(outcomes)
+            if wave is not None:
+                self._given += [trial.trial_id for trial in wave.trials]
+                return wave
+            self._stage = None
+        return None
+
+
+def make_waves(plan: Plan, ledger: Ledger) -> Waves:
+    """Say in which waves a plan is trained: what is planned, then what a search chooses."""
+    stages: list[Callable[[], Waves]] = [lambda: PlannedWaves(plan)]
+    if plan.search is not None:
+        from sweeps.search.waves import SearchWaves  # imports optuna
+
+        search = SearchWaves(plan, plan.search, ledger)
+        stages.append(lambda: search)
+    return Stages(*stages)

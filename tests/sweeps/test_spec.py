@@ -77,8 +77,7 @@ def test_rungs_are_steps(scheduler, rungs):
         ("design: pars",
          "s.yaml:7: design: must be one of grid, add_one_in, leave_one_out, pairs, fractional, list; got 'pars' "
          "(did you mean 'pairs'?)"),
-        ("search: {trials: 4}",
-         "s.yaml:7: search: is not available in this version; remove it, and list the values"),
+        ("search: {trials: 4}", "s.yaml:7: search.space: is required"),
         ("objectives: {clip_score: max}",
          "objectives.clip_score: must be one of cmmd, dino_mmd, fid, adherence, "),
         ("objectives: {}", "s.yaml:7: objectives: "),
