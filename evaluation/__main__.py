@@ -43,7 +43,7 @@ def main(
     dino: Annotated[str | None, typer.Option(help="DINO folder or hub id")] = None,
     inception: Annotated[str | None, typer.Option(help="FID network folder or hub id")] = None,
     metrics: Annotated[str, typer.Option(help="comma-separated choice")] = ",".join(FOLDER_METRICS),
-    resamples: Annotated[int, typer.Option(help="bootstrap resamples behind ±")] = 100,
+    resamples: Annotated[int, typer.Option(help="bootstrap resamples behind ±; 0 for its closed form")] = 0,
     batch_size: Annotated[int, typer.Option(help="images per forward pass", min=1)] = 64,
     device: Annotated[str, typer.Option(help="torch device")] = "cpu",
     allow_few: Annotated[bool, typer.Option("--allow-few", help="FID with few samples")] = False,
@@ -165,10 +165,9 @@ def _print_table(found: Comparison) -> None:
     table = Table("metric", "value ± SE", "estimator", title=counts)
     for name, estimator in found.estimators.items():
         table.add_row(name, f"{found.values[name]:.4g} ± {found.values[f'{name}_se']:.2g}", estimator)
-    if "cmmd_unbiased" in found.values:
-        table.add_row(
-            "cmmd_unbiased", f"{found.values['cmmd_unbiased']:.4g}", "as cmmd, without the diagonal"
-        )
+        if f"{name}_unbiased" in found.values:
+            unbiased = f"{found.values[f'{name}_unbiased']:.4g}"
+            table.add_row(f"{name}_unbiased", unbiased, f"as {name}, without the diagonal")
     console.print(table)
     for role, label in found.weights.items():
         console.print(f"{role}: {escape(label)}", soft_wrap=True)

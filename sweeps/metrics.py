@@ -28,6 +28,6 @@ QUALITY = tuple(name for name, metric in METRICS.items() if metric.role)
 
 RESULT_COLUMNS = frozenset(
     {"trial_id", "cell_id", "name", "is_baseline", "seed", "step", "state", "wall_seconds", "device_seconds"}
-    | {"replayed", "reason", "num_samples", "loss", "cmmd_unbiased"}
+    | {"replayed", "reason", "num_samples", "loss", "cmmd_unbiased", "dino_mmd_unbiased"}
     | {*METRICS, *(f"{name}_se" for name in METRICS)}
 )

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MEASURED = (
     *(column for metric in QUALITY for column in (metric, f"{metric}_se")),
     "cmmd_unbiased",
+    "dino_mmd_unbiased",
     "num_samples",
     "loss",
     "samples_per_second",

@@ -1,4 +1,4 @@
-"""`python -m sweeps.benchmarks loop | launch | guidance | techniques | plan`."""
+"""`python -m sweeps.benchmarks loop | launch | guidance | mmd | techniques | plan`."""
 
 from __future__ import annotations
 
@@ -85,6 +85,19 @@ def plan(
     from sweeps.benchmarks.plan import measure
 
     measure(cells or [100, 1_000, 10_000])
+
+
+@app.command()
+def mmd(
+    num: Annotated[int, typer.Option(help="Embeddings of each set.", min=4)] = 10_000,
+    width: Annotated[int, typer.Option(help="Numbers of an embedding.", min=1)] = 768,
+    rounds: Annotated[int, typer.Option(help="Runs a side, in turn.", min=1)] = 5,
+    exact: Annotated[bool, typer.Option(help="Compare with float64 over all pairs, which takes a while.")] = True,
+) -> None:
+    """Compare CMMD with full float32 matrices: time, memory, and the distance to float64 over all pairs."""
+    from sweeps.benchmarks.mmd import measure
+
+    measure(num, width, rounds, with_exact=exact)
 
 
 def main() -> None:

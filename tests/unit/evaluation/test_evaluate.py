@@ -20,6 +20,7 @@ NAMES = {
     "cmmd_unbiased",
     "dino_mmd",
     "dino_mmd_se",
+    "dino_mmd_unbiased",
     "fid",
     "fid_se",
     "adherence",
@@ -40,7 +41,7 @@ def wanted(weights: dict[str, Path], generated: Tensor) -> list[dict[str, str]]:
 
 def spec(weights: dict[str, Path], **changes: Any) -> EvaluationSpec:
     paths = {role: weights[role] for role in ("clip", "dino", "inception", "reader")}
-    return EvaluationSpec(**(paths | {"resamples": 10, "fid_resamples": 4} | changes))
+    return EvaluationSpec(**(paths | changes))
 
 
 def test_gives_every_figure(
@@ -62,6 +63,17 @@ def test_gives_every_figure(
     assert min(found["cmmd_se"], found["dino_mmd_se"], found["fid_se"]) > 0
 
 
+def test_bootstrap_takes_the_place_of_the_closed_form(
+    weights: dict[str, Path], images: Tensor, generated: Tensor, wanted: list[dict[str, str]]
+) -> None:
+    closed, drawn = (
+        Evaluator(spec(weights, resamples=count), images, wanted, None, "data").evaluate(generated) for count in (0, 40)
+    )
+    errors = {"cmmd_se", "dino_mmd_se", "fid_se"}
+    assert {name for name in NAMES if closed[name] != drawn[name]} == errors
+    assert all(0.5 < drawn[name] / closed[name] < 3 for name in errors)
+
+
 def test_same_images_same_figures_with_or_without_cache(
     weights: dict[str, Path], images: Tensor, generated: Tensor, wanted: list[dict[str, str]], tmp_path: Path
 ) -> None:
@@ -73,7 +85,7 @@ def test_same_images_same_figures_with_or_without_cache(
 def test_only_the_chosen_metrics_and_weights_are_used(
     weights: dict[str, Path], images: Tensor, generated: Tensor
 ) -> None:
-    chosen = EvaluationSpec(clip=weights["clip"], metrics=["cmmd"], resamples=5)
+    chosen = EvaluationSpec(clip=weights["clip"], metrics=["cmmd"])
     evaluator = Evaluator(chosen, images, None, None, "data")
     assert set(evaluator.evaluate(generated)) == {"cmmd", "cmmd_se", "cmmd_unbiased", "num_samples"}
     assert set(evaluator.provenance()) == {
@@ -113,8 +125,8 @@ def test_too_few_images_name_the_callers_path(
         ValueError, match=r"trial\.num_samples must be greater than 12 for fid .*, got 12; leave"
     ):
         evaluator.evaluate(generated[:12])
-    with pytest.raises(ValueError, match=r"trial\.num_samples must be at least 2 for cmmd, .*, got 1"):
-        evaluator.evaluate(generated[:1])
+    with pytest.raises(ValueError, match=r"trial\.num_samples must be at least 4 for cmmd, .*, got 3"):
+        evaluator.evaluate(generated[:3])
     with pytest.raises(ValueError, match="number of reference images must be greater than 12 for fid"):
         Evaluator(spec(weights), images[:12], wanted, None, "data")
     with pytest.raises(ValueError, match="half the number of reference images must be greater than 12"):
@@ -144,7 +156,7 @@ def test_wanted_attributes_must_match_the_images(
         ({"metrics": []}, r"evaluation\.metrics must be among .*, got none"),
         ({"dino": None}, r"evaluation\.dino must be set for metric dino_mmd, got none"),
         ({"device": "tpu"}, r"evaluation\.device must be one of cpu.*, got 'tpu'"),
-        ({"resamples": 1}, r"evaluation\.resamples must be at least 2, got 1"),
+        ({"resamples": 1}, r"evaluation\.resamples must be 0 \(closed form\) or at least 2, got 1"),
     ],
 )
 def test_specification_refuses(weights: dict[str, Path], changes: dict[str, Any], message: str) -> None:

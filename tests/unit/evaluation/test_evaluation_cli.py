@@ -118,7 +118,7 @@ def test_too_few_images(folders: tuple[Path, Path], options: list[str], tmp_path
     assert f"number of images in {few} must be greater than 12 for fid" in message
     assert invoke(folders[0], few, *options, "--allow-few").exit_code == 0
     one = fill(tmp_path / "one", 1, seed=4)
-    assert "must be at least 2" in refusal(folders[0], one, *options, "--allow-few")
+    assert "must be at least 4" in refusal(folders[0], one, *options, "--allow-few")
 
 
 def test_bad_options(folders: tuple[Path, Path], options: list[str], tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_bad_options(folders: tuple[Path, Path], options: list[str], tmp_path: P
         *folders, *options, "--metrics", "kid"
     )
     assert "weights folder" in refusal(*folders, *options, "--clip", tmp_path / "nowhere")
-    assert "resamples must be at least 2, got 1" in refusal(*folders, *options, "--resamples", "1")
+    assert "resamples must be 0 (closed form) or at least 2, got 1" in refusal(*folders, *options, "--resamples", "1")
 
 
 def test_runs_as_a_module(folders: tuple[Path, Path], weights: dict[str, Path]) -> None:
