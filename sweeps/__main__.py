@@ -21,13 +21,26 @@ def commands() -> None:
 
 
 @app.command()
-def plan(file: Sweep) -> None:
-    """Show what a sweep would train; starts nothing."""
+def plan(
+    file: Sweep,
+    store: Store = Path("runs"),
+    calibrate: Annotated[bool, typer.Option(help="Train the baseline for a few steps, to time it.")] = False,
+    step_seconds: Annotated[
+        float | None, typer.Option(help="Seconds a training step, for the estimate.", metavar="S", min=1e-9)
+    ] = None,
+    max_concurrent: Annotated[
+        int | None, typer.Option(help="Trials at once, for the estimate; as many as fit here.", metavar="N", min=1)
+    ] = None,
+) -> None:
+    """Show what a sweep would train, what it costs and what it can tell; trains nothing, unless to calibrate."""
+    from sweeps.foresee import foresee
     from sweeps.plan import make_plan
     from sweeps.show_plan import render_plan
     from sweeps.spec import load_spec
 
-    _console().print(render_plan(make_plan(*load_spec(file))))
+    planned = make_plan(*load_spec(file))
+    ahead = foresee(planned, store.absolute(), calibrate, step_seconds, max_concurrent)
+    _console().print(render_plan(planned), ahead)
 
 
 @app.command()

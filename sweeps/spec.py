@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, ValidationError
 
-from prx.config import Strict, problems_of
+from prx.config import PositiveFloat, Strict, problems_of
 from prx.errors import ConfigError, Problem
 from prx.registry import choices
 from prx.yamlsource import Source, read_yaml
@@ -94,12 +94,17 @@ class SchedulerSpec(Strict):
 
 
 class TrialSpec(Strict):
-    """How long each trial trains, when it is measured, and how it is executed (default: as the base says)."""
+    """How long each trial trains, when it is measured, and how it is executed (default: as the base says).
+
+    `step_seconds` and `eval_seconds` (a measurement with its checkpoint) decide nothing: `plan` estimates by them.
+    """
 
     steps: PositiveInt
     eval_every: PositiveInt
     workers: PositiveInt | None = None
     zero_stage: Annotated[int, Field(ge=0, le=3)] | None = None
+    step_seconds: PositiveFloat | None = None
+    eval_seconds: PositiveFloat | None = None
 
 
 class SweepSpec(Strict):

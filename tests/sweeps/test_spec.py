@@ -145,7 +145,7 @@ def test_refused(added, message):
          "eval_every: 70", "s.yaml:6: trial.eval_every: must divide trial.steps (300), got 70; the "
          "nearest that do are 60, 75"),
         ("steps: 300",
-         "stepz: 300", "s.yaml:6: trial.stepz: unknown key; must be one of eval_every, steps, workers, "),
+         "stepz: 300", "s.yaml:6: trial.stepz: unknown key; must be one of eval_every, eval_seconds, step_seconds, "),
         ("steps: 300, ", "", "s.yaml:6: trial.steps: is required"),
         ("steps: 300", "steps: 1e3", "s.yaml:6: trial.steps: must be a valid integer, got 1000.0"),
         ("eval_every: 100",
