@@ -12,6 +12,13 @@ from sweeps.command import run_app
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 Sweep = Annotated[Path, typer.Argument(help="YAML of a sweep.", metavar="FILE")]
+History = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder or URI (s3://BUCKET/PREFIX, ...) of everything ever trained; STORE/history unless told.",
+        metavar="DIR|URI",
+    ),
+]
 Store = Annotated[Path, typer.Option(help="Folder where all sweeps keep their results.", metavar="DIR")]
 
 
@@ -47,6 +54,7 @@ def plan(
 def run(
     file: Sweep,
     store: Store = Path("runs"),
+    history: History = None,
     max_concurrent: Annotated[
         int | None, typer.Option(help="Trials at once at the most; as many as fit unless told.", metavar="N")
     ] = None,
@@ -65,9 +73,11 @@ def run(
     try:
         planned = make_plan(*load_spec(file))
         folder = SweepFolder(store.absolute(), planned.spec.name)
-        preflight(planned, folder, address, max_concurrent)
+        preflight(planned, folder, address, max_concurrent, history)
         with only_ours(folder.logs / "output.log") as console:
-            outcome = run_sweep(planned, store=store, address=address, max_concurrent=max_concurrent, console=console)
+            outcome = run_sweep(
+                planned, store=store, history=history, address=address, max_concurrent=max_concurrent, console=console
+            )
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     print_end(outcome, _console())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ from sweeps.results import (
     write_state,
 )
 
+_log = logging.getLogger(__name__)
 ENTRY = ("step", "metrics", "wall_seconds", "device_seconds")
 
 
@@ -66,6 +68,9 @@ class Listener(Protocol):
     def event(self, event: Event) -> None:
         """Take an event; kinds are started, progress, boundary, paused, resumed, pruned, complete, failed."""
 
+    def warn(self, text: str) -> None:
+        """Take what somebody should look at."""
+
 
 class Ledger:
     """Every trial's standing, kept in memory, written to the sweep's folder at every change."""
@@ -109,6 +114,13 @@ class Ledger:
         """Take over what was added to a trial's journal behind the ledger's back."""
         self.trials[trial_id] = self._load(self.trials[trial_id].info)
 
+    def warn(self, line: str) -> None:
+        """Tell what was found damaged: to the log, to who listens now, and to who asks `damage` later."""
+        _log.warning(line)
+        self.damage.append(line)
+        for listener in self.listeners:
+            listener.warn(line)
+
     def begin(self) -> None:
         """Record what was settled before anything ran."""
         for status in self.trials.values():
@@ -126,6 +138,8 @@ class Ledger:
         """A trial reported: progress, or a boundary with its metrics."""
         status = self.trials[trial_id]
         status.step = int(result["step"])
+        for line in result.get("damage", ()):
+            self.warn(line)
         if "failed" in result:
             self.failed(trial_id, str(result["failed"]))
             return

@@ -50,6 +50,10 @@ class Display(AbstractContextManager["Display"]):
     def say(self, text: str) -> None:
         """Show a message."""
 
+    def warn(self, text: str) -> None:
+        """Show a message that stays."""
+        self.say(text)
+
     def preparing(self, what: str, done: int, total: int) -> None:
         """Show how far an encoding is."""
 
@@ -148,6 +152,10 @@ class LiveDisplay(Display):
     def say(self, text: str) -> None:
         """Show a message until the next event."""
         self._message = text
+
+    def warn(self, text: str) -> None:
+        """Keep a message on the screen."""
+        self.console.print(Text(f"! {text}", style="yellow"))
 
     def preparing(self, what: str, done: int, total: int) -> None:
         """Show how far an encoding is."""

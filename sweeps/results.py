@@ -4,6 +4,7 @@ STORE/sweeps/NAME/sweep.json                       what was planned
 STORE/sweeps/NAME/trials/TRIAL_ID/journal.jsonl    a line a boundary, appended by the trial
 STORE/sweeps/NAME/trials/TRIAL_ID/state.json       complete, pruned, failed, ...: written by the driver
 STORE/sweeps/NAME/spent.json                       what all runs have cost
+STORE/sweeps/NAME/trials/TRIAL_ID/damage.txt       what the history had of it and was damaged, a line each
 STORE/sweeps/NAME/results.parquet                  one row per (trial, boundary), made from the above
 """
 
@@ -91,6 +92,7 @@ class SweepFolder:
         self.spent = self.root / "spent.json"
         self.logs = self.root / "logs"
         self.cache = store / "cache"
+        self.history = store / "history"
 
     def trial(self, trial_id: str) -> Path:
         """Give a trial's own folder."""
@@ -144,6 +146,19 @@ def _entry(line: bytes) -> dict[str, Any] | None:
         return None
     whole = isinstance(found, dict) and {"kind", "step", "wall_seconds"} <= found.keys()
     return found if whole else None
+
+
+def append_damage(folder: Path, line: str) -> None:
+    """Note what was found damaged and set aside, for `status`; a trial goes on without it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "damage.txt").open("a", encoding="utf-8") as handle:
+        handle.write(f"{line}\n")
+
+
+def read_damage(folder: Path) -> list[str]:
+    """Give what was found damaged on a trial's way."""
+    path = folder / "damage.txt"
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
 
 def write_state(folder: Path, state: TrialState) -> None:
@@ -262,5 +277,5 @@ def collect(folder: SweepFolder, info: SweepInfo) -> tuple[list[dict[str, Any]],
         home = folder.trial(trial.trial_id)
         journal = read_journal(home)
         rows += trial_rows(trial, journal, read_state(home))
-        damage += journal.damage
+        damage += [*journal.damage, *read_damage(home)]
     return rows, damage

@@ -13,6 +13,7 @@ from rich.console import Console
 from cluster.connect import ConnectError, check
 from prx.errors import UserError
 from sweeps.budget import Left, left
+from sweeps.history.address import credentials, without_credentials
 from sweeps.logs import environment, logging_to, terminated_as_interrupted
 from sweeps.results import SweepFolder, SweepInfo
 from sweeps.status import exclusive
@@ -73,20 +74,27 @@ def run_sweep(
     from sweeps.trial import Parts
 
     folder = SweepFolder(store.absolute(), plan.spec.name)
-    preflight(plan, folder, address, max_concurrent)
+    where = history or folder.history
+    preflight(plan, folder, address, max_concurrent, where)
     with (
         exclusive(folder),
         logging_to(folder.logs / "driver.log"),
-        environment(),
+        environment(**credentials(where)),
         terminated_as_interrupted(),
     ):
-        where = history or store.absolute() / "history"
-        session = Session(plan, folder, where, parts or Parts(), console or Console(highlight=False))
+        told = without_credentials(where)
+        session = Session(plan, folder, told, parts or Parts(), console or Console(highlight=False))
         interrupted = session.go(address, max_concurrent)
         return _outcome(session, interrupted)
 
 
-def preflight(plan: Plan, folder: SweepFolder, address: str | None, max_concurrent: int | None) -> None:
+def preflight(
+    plan: Plan,
+    folder: SweepFolder,
+    address: str | None,
+    max_concurrent: int | None,
+    history: str | Path | None = None,
+) -> None:
     """Refuse what cannot run, before anything is written but the sweep's own folder.
 
     Raises:
@@ -104,6 +112,7 @@ def preflight(plan: Plan, folder: SweepFolder, address: str | None, max_concurre
         check(address)
     except ConnectError as error:
         raise UserError(str(error)) from error
+    _check_history(history, folder, address)
     if plan.search is not None:
         from sweeps.search.records import preflight_search  # imports optuna
 
@@ -115,6 +124,20 @@ def preflight(plan: Plan, folder: SweepFolder, address: str | None, max_concurre
         probe.unlink()
     except OSError as error:
         raise UserError(f"--store: {folder.root} must be a folder that can be written ({error.strerror})") from error
+
+
+def _check_history(history: str | Path | None, folder: SweepFolder, address: str | None) -> None:
+    from sweeps.history import store
+
+    store.check_folder(folder.root, "--store")
+    history = history or folder.history
+    elsewhere = address or os.environ.get("RAY_ADDRESS") or "local"
+    if credentials(history) and elsewhere != "local":
+        raise UserError(
+            "--history: credentials in the URI do not reach the workers of a running cluster, and are written to no "
+            "file for them; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on its nodes and leave them out of the URI"
+        )
+    store.check(history)
 
 
 def _outcome(session: Session, interrupted: bool) -> Outcome:

@@ -95,7 +95,7 @@ class Session:
         more = self._advance()
         self.ledger.begin()
         for line in self.ledger.damage:
-            self.display.say(line)
+            self.display.warn(line)
         if not more:
             cut = f"the budget is spent: {self.meter.words()}"
             self.display.say(cut if self._cut and self._unended() else "everything is trained already")
@@ -175,7 +175,7 @@ class Session:
         found = 0
         for trial_id, ahead in points.items():
             known = self.ledger.trials[trial_id].journal.boundaries
-            count = recall(self.history, ahead, self.folder.trial(trial_id), known)
+            count = recall(self.history, ahead, self.folder.trial(trial_id), known, self.ledger.warn)
             if count:
                 self.ledger.reread(trial_id)
             found += count

@@ -252,7 +252,8 @@ class TrialActor(Trainable):
     def step(self) -> dict[str, Any]:
         """Go on; an error ends this trial only, and its traceback stays beside its journal."""
         try:
-            return self._run.next()
+            result, damage = self._run.next(), self._run.recall.damage()
+            return result | {"damage": damage} if damage else result
         except NonFiniteError as error:
             # The trial is lost, the process is sound: keep it, a new one would cost seconds of imports.
             self._fail()

@@ -16,9 +16,7 @@ from typing import Any
 from prx import registry
 from prx.config import NOT_IDENTITY, RunConfig, TermConfig
 from prx.prepare import Caches, Job
-
-NUMERICS = 1
-"""Raised whenever the same settings begin to give other weights; older entries are then left alone."""
+from sweeps.history.marker import NUMERICS
 
 MEASURED_BY = ("evaluation", "sampling")
 REFERENCE = ("reference", "num_reference", "prompt_column", "attributes_column")

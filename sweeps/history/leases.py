@@ -1,20 +1,22 @@
-"""Leases: at most one trial trains a segment at a time, whoever drives it; a dead owner's lease expires.
+"""Leases: at most one trial trains a segment at a time, whoever drives it; a dead owner's lease ends.
 
 A claim is a file of its own. Whoever sees another live claim beside its own withdraws and asks again later,
-so two can both fail but never both hold, on any store whose listings show what was written.
+so two can both fail but never both hold, on any store whose listings show what was written. A claim that has
+expired is anybody's to delete, so its owner never writes that file again: coming late, it claims anew.
+On its own machine a claim also ends with the process that made it; elsewhere it waits for the expiry.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from pyarrow import fs
-
+from sweeps.history.processes import Process, gone, this_process
 from sweeps.history.store import HistoryStore
 
 FOLDER = "leases"
@@ -27,6 +29,7 @@ class Claim:
     path: str
     owner: str
     expires: float
+    process: Process | None = None
 
 
 class Leases:
@@ -41,37 +44,44 @@ class Leases:
     ) -> None:
         self.store, self.owner, self.seconds, self._clock = store, owner, seconds, clock
         self._held: dict[str, Claim] = {}
+        self._lock = threading.RLock()  # claims are renewed from another thread
 
     def take(self, key: str) -> bool:
         """Claim a key; False when somebody else holds it, or asks at the same moment."""
-        if key in self._held:
-            return self.renew(key)
-        if self._others(key, mine=""):
-            return False
-        claim = self._claim(key)
-        if self._others(key, mine=claim.path):
-            self._delete(claim)
-            return False
-        self._held[key] = claim
-        return True
+        with self._lock:
+            if key in self._held:
+                return self.renew(key)
+            if self._others(key, mine=""):
+                return False
+            claim = self._claim(key)
+            if self._others(key, mine=claim.path) or claim.expires <= self._clock():
+                self._delete(claim)
+                return False
+            self._held[key] = claim
+            return True
 
     def renew(self, key: str) -> bool:
         """Extend a claim that is held; False when it expired and somebody else took the key."""
-        old = self._held.pop(key, None)
-        if old is None:
-            return False
-        lost = old.expires <= self._clock() and self._others(key, mine=old.path)
-        if lost:
+        with self._lock:
+            old = self._held.get(key)
+            if old is None:
+                return False
+            if old.expires > self._clock():
+                renewed = self._claim(key, old.path)
+                if old.expires > self._clock():
+                    self._held[key] = renewed
+                    return True
+            # Others may have seen it expired, and delete this very file at any moment: it counts no more.
+            del self._held[key]
             self._delete(old)
-            return False
-        self._held[key] = self._claim(key, old.path)
-        return True
+            return self.take(key)
 
     def release(self, key: str) -> None:
         """Give a key back."""
-        claim = self._held.pop(key, None)
-        if claim is not None:
-            self._delete(claim)
+        with self._lock:
+            claim = self._held.pop(key, None)
+            if claim is not None:
+                self._delete(claim)
 
     def holder(self, key: str) -> str | None:
         """Name who holds a key now."""
@@ -88,31 +98,33 @@ class Leases:
     def _claim(self, key: str, path: str | None = None) -> Claim:
         expires = self._clock() + self.seconds
         path = path or f"{self._folder(key)}/{uuid.uuid4().hex}.json"
-        self.store._write(path, json.dumps({"owner": self.owner, "expires": expires}).encode())
-        return Claim(path, self.owner, expires)
+        process = this_process()
+        content = {"owner": self.owner, "expires": expires, "process": asdict(process)}
+        self.store._write(path, json.dumps(content).encode())
+        return Claim(path, self.owner, expires, process)
 
     def _others(self, key: str, mine: str) -> list[Claim]:
         """List live claims but one's own, and sweep up expired ones."""
         found = []
-        for info in self.store.files.get_file_info(fs.FileSelector(self._folder(key), allow_not_found=True)):
+        for info in self.store.listing(self._folder(key)):
             if info.path == mine or not info.path.endswith(".json"):
                 continue
             claim = self._read(info.path)
             if claim is None:
                 continue
-            if claim.expires > self._clock():
+            if claim.expires > self._clock() and not (claim.process and gone(claim.process)):
                 found.append(claim)
             else:
                 self._delete(claim)
         return found
 
     def _read(self, path: str) -> Claim | None:
-        content = self.store._read(path)
-        if content is None:
-            return None
         try:
-            found = json.loads(content)
-            return Claim(path, str(found["owner"]), float(found["expires"]))
+            found = self.store.read_json(path)
+            if found is None:
+                return None
+            process = Process(**found["process"]) if found.get("process") else None
+            return Claim(path, str(found["owner"]), float(found["expires"]), process)
         except (ValueError, KeyError, TypeError):
             return Claim(path, "somebody unknown", 0.0)
 

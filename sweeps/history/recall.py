@@ -6,6 +6,7 @@ that is known is fetched, and a segment that somebody else is training is waited
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import socket
@@ -16,9 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sweeps.history.address import reason
 from sweeps.history.leases import Leases
 from sweeps.history.store import Entry, HistoryStore
+from sweeps.results import append_damage
 
+_log = logging.getLogger(__name__)
 STATE, MEASUREMENT = "state", "measurement"
 LEASE_SECONDS = 120.0
 
@@ -44,11 +48,21 @@ class Recall:
     ) -> None:
         self.folder = folder
         self.waypoints = {waypoint.step: waypoint for waypoint in waypoints}
-        self.store = HistoryStore(history) if waypoints else None
+        self.store = HistoryStore(history, self._note) if waypoints else None
+        self._found: list[str] = []
         owner = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:6]}"
         self.leases = Leases(self.store, owner, lease_seconds) if self.store else None
         self._beat: threading.Event | None = None
         self._held: str | None = None
+
+    def damage(self) -> list[str]:
+        """Give what was found damaged since this was asked last; it stays noted in the trial's folder."""
+        found, self._found = self._found, []
+        return found
+
+    def _note(self, line: str) -> None:
+        self._found.append(line)
+        append_damage(self.folder, line)
 
     def measured(self, step: int) -> dict[str, Any] | None:
         """Give the journal's entry of a boundary that anybody measured, its pictures beside."""
@@ -58,13 +72,20 @@ class Recall:
         if found is None:
             return None
         target = self.folder / "samples" / f"step-{step:08d}.png"
-        if found.files and not target.exists():
-            scratch = self.folder / f".samples-{uuid.uuid4().hex[:8]}"
-            if self.store.fetch(found, scratch):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                (scratch / "grid.png").replace(target)
-                shutil.rmtree(scratch)
+        if found.files and not target.exists() and not self._pictures(found, target):
+            left = self.store.get(found.key)
+            return None if left is None or left.files else left.record  # damaged and set aside, or only dropped
         return found.record
+
+    def _pictures(self, entry: Entry, target: Path) -> bool:
+        assert self.store is not None
+        scratch = self.folder / f".samples-{uuid.uuid4().hex[:8]}"
+        if not self.store.fetch(entry, scratch):
+            return False
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (scratch / "grid.png").replace(target)
+        shutil.rmtree(scratch)
+        return True
 
     def fetch(self, until: int, have: int) -> int:
         """Bring the deepest known state after `have` and up to `until` into the trial's folder; gives its step."""
@@ -120,8 +141,11 @@ class Recall:
     def _renew(self, key: str, ended: threading.Event) -> None:
         assert self.leases is not None
         while not ended.wait(self.leases.seconds / 4):
-            if not self.leases.renew(key):
-                return
+            try:
+                if not self.leases.renew(key):
+                    return
+            except OSError as error:  # a store that does not answer for a while: there is time for more attempts
+                _log.warning("the lease of %s could not be renewed: %s", key, reason(error))
 
     def release(self) -> None:
         """Let others train what was claimed."""

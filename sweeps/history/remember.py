@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -79,8 +79,17 @@ class Segments:
         return self._leases.holder(state) is None
 
 
-def recall(history: str, points: Sequence[Waypoint], folder: Path, known: Iterable[int]) -> int:
-    """Write the boundaries that are known, from the first unknown to the trial onwards, into its journal."""
+def recall(
+    history: str,
+    points: Sequence[Waypoint],
+    folder: Path,
+    known: Iterable[int],
+    warn: Callable[[str], None] = lambda line: None,
+) -> int:
+    """Write the boundaries that are known, from the first unknown to the trial onwards, into its journal.
+
+    `warn` is told what was found damaged.
+    """
     found, have = 0, set(known)
     view = Recall(history, points, folder)
     for point in points:
@@ -91,4 +100,6 @@ def recall(history: str, points: Sequence[Waypoint], folder: Path, known: Iterab
             break
         append_journal(folder, entry)
         found += 1
+    for line in view.damage():
+        warn(line)
     return found

@@ -1,7 +1,9 @@
 """Entries of the history store: a record and, where kept, files; on a local folder or any object store.
 
+HISTORY/history.json               whose states these are; see `sweeps.history.marker`
 HISTORY/KK/KEY/entry.json          the record: the commit marker, written last
 HISTORY/KK/KEY/ATTEMPT/...         the files it names, each with its size and digest
+HISTORY/leases/KEY/...             who trains towards a state now; see `sweeps.history.leases`
 
 Writers never touch what is committed; readers ignore what no record names. What is damaged is set aside
 under another name, listed in `damage`, and trained again.
@@ -9,23 +11,27 @@ under another name, listed in `damage`, and trained again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import re
+import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from pyarrow import fs
 
 from prx.errors import UserError
+from sweeps.history import marker
+from sweeps.history.address import open_address, reason, without_credentials
+from sweeps.history.transfer import absent, download, make_folder, upload
 
 RECORD = "entry.json"
-CHUNK = 1 << 22
+DAMAGED = "damaged"
+_ATTEMPT = re.compile(r"(?P<path>[0-9a-f]{2}/[0-9a-f]+/(?P<started>\d+)-[0-9a-f]+)/")
 
 
 @dataclass(frozen=True)
@@ -48,16 +54,24 @@ class HistoryStore:
     """Entries by key.
 
     Args:
-        uri: Folder, or a URI that `pyarrow.fs` understands: s3://bucket/prefix, gs://..., file:///...
+        uri: Folder, or a URI that `pyarrow.fs` understands: s3://bucket/prefix?options, gs://..., file:///...
+        warn: Told of everything damaged, when it is found; `damage` lists it in any case.
 
     Raises:
-        UserError: The URI cannot be used; the message says what is missing.
+        UserError: The URI cannot be used, or holds something else; the message says what is missing.
     """
 
-    def __init__(self, uri: str | Path) -> None:
-        self.uri = str(uri)
-        self.files, self.root = _open(self.uri)
+    def __init__(self, uri: str | Path, warn: Callable[[str], None] = lambda line: None) -> None:
+        self.files, self.root = open_address(uri)
+        self.uri = without_credentials(uri)
         self.damage: list[str] = []
+        self._warn = warn
+        try:
+            if self.local:
+                check_folder(Path(self.root), "--history")
+            self._marked = self._recognised()
+        except OSError as error:
+            raise UserError(f"--history: {self.uri} cannot be read ({reason(error)})") from None
 
     @property
     def local(self) -> bool:
@@ -71,11 +85,10 @@ class HistoryStore:
     def get(self, key: str) -> Entry | None:
         """Read an entry; None when there is none, or when it is damaged."""
         path = f"{self.folder(key)}/{RECORD}"
-        content = self._read(path)
-        if content is None:
-            return None
         try:
-            found = json.loads(content)
+            found = self.read_json(path)
+            if found is None:
+                return None
             files = {name: (int(size), str(code)) for name, (size, code) in found["files"].items()}
             if found["key"] != key:
                 raise ValueError(f"it belongs to {found['key']}")
@@ -92,7 +105,7 @@ class HistoryStore:
         attempt, files = "", {}
         if source is not None:
             attempt = f"{int(time.time())}-{uuid.uuid4().hex[:12]}"
-            files = dict(self._upload(source, f"{self.folder(key)}/{attempt}"))
+            files = dict(upload(self.files, source, f"{self.folder(key)}/{attempt}"))
         entry = Entry(key, kind, dict(record), attempt, files)
         content = {"key": key, "kind": kind, "record": entry.record, "attempt": attempt, "files": files}
         self._write(f"{self.folder(key)}/{RECORD}", json.dumps(content, allow_nan=False).encode())
@@ -101,17 +114,19 @@ class HistoryStore:
     def fetch(self, entry: Entry, target: Path) -> bool:
         """Copy an entry's files into a folder that appears whole or not at all; False: damaged, or dropped since."""
         partial = target.with_name(f"{target.name}.partial-{uuid.uuid4().hex[:8]}")
-        for name, (size, code) in entry.files.items():
-            problem = self._download(f"{self.folder(entry.key)}/{entry.attempt}/{name}", partial / name, size, code)
-            if problem:
-                _remove(partial)
-                if self._forgotten(entry):
+        try:
+            for name, (size, code) in entry.files.items():
+                path = f"{self.folder(entry.key)}/{entry.attempt}/{name}"
+                problem = download(self.files, path, partial / name, size, code)
+                if problem:
+                    if not self._forgotten(entry):
+                        self._set_aside(f"{self.folder(entry.key)}/{RECORD}", f"{name}: {problem}")
                     return False
-                self._set_aside(f"{self.folder(entry.key)}/{RECORD}", f"{name}: {problem}")
-                return False
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial.rename(target)
-        return True
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial.rename(target)
+            return True
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
     def _forgotten(self, entry: Entry) -> bool:
         """Tell whether somebody dropped an entry's files since it was read: nothing is damaged then."""
@@ -123,11 +138,25 @@ class HistoryStore:
         content = {"key": entry.key, "kind": entry.kind, "record": entry.record, "attempt": "", "files": {}}
         self._write(f"{self.folder(entry.key)}/{RECORD}", json.dumps(content).encode())
         if entry.attempt:
-            self.files.delete_dir(f"{self.folder(entry.key)}/{entry.attempt}")
+            self.delete(f"{self.folder(entry.key)}/{entry.attempt}")
+
+    def delete(self, path: str) -> None:
+        """Delete a file or a folder with all that is in it; what is gone already is fine."""
+        try:
+            if self.files.get_file_info(path).type == fs.FileType.Directory:
+                self.files.delete_dir(path)
+            else:
+                self.files.delete_file(path)
+        except FileNotFoundError:
+            return
+
+    def listing(self, path: str, *, recursive: bool = False) -> list[fs.FileInfo]:
+        """List a folder; one that is not there is empty."""
+        return list(self.files.get_file_info(fs.FileSelector(path, recursive=recursive, allow_not_found=True)))
 
     def entries(self) -> Iterator[Entry]:
         """Read every entry."""
-        for info in self.files.get_file_info(fs.FileSelector(self.root, recursive=True, allow_not_found=True)):
+        for info in self.listing(self.root, recursive=True):
             if info.type == fs.FileType.File and info.base_name == RECORD:
                 found = self.get(info.path.split("/")[-2])
                 if found is not None:
@@ -137,56 +166,62 @@ class HistoryStore:
         """Find attempts that no record names, by path with their bytes: uploads that were cut off."""
         sizes: dict[str, int] = {}
         limit = time.time() - older_than_s
-        for info in self.files.get_file_info(fs.FileSelector(self.root, recursive=True, allow_not_found=True)):
-            parts = info.path.removeprefix(f"{self.root}/").split("/")
-            if info.type == fs.FileType.File and len(parts) > 3 and int(parts[2].partition("-")[0]) < limit:
-                path = f"{self.root}/{'/'.join(parts[:3])}"
+        for info in self.listing(self.root, recursive=True):
+            attempt = _ATTEMPT.match(info.path.removeprefix(f"{self.root}/"))
+            if info.type == fs.FileType.File and attempt and int(attempt["started"]) < limit:
+                path = f"{self.root}/{attempt['path']}"
                 sizes[path] = sizes.get(path, 0) + info.size
         named = {f"{self.folder(entry.key)}/{entry.attempt}" for entry in self.entries() if entry.attempt}
         return {path: size for path, size in sizes.items() if path not in named}
 
-    def _upload(self, source: Path, target: str) -> Iterator[tuple[str, tuple[int, str]]]:
-        for file in sorted(path for path in source.rglob("*") if path.is_file()):
-            name = file.relative_to(source).as_posix()
-            self.files.create_dir(os.path.dirname(f"{target}/{name}"), recursive=True)
-            code, size = hashlib.blake2b(digest_size=16), 0
-            with file.open("rb") as reader, self.files.open_output_stream(f"{target}/{name}") as writer:
-                while chunk := reader.read(CHUNK):
-                    code.update(chunk)
-                    size += len(chunk)
-                    writer.write(chunk)
-            yield name, (size, code.hexdigest())
+    def read_json(self, path: str) -> Any | None:
+        """Read a small file; None when there is none.
 
-    def _download(self, path: str, target: Path, size: int, expected: str) -> str | None:
-        """Copy one file; returns what is wrong with it."""
-        target.parent.mkdir(parents=True, exist_ok=True)
-        code, count = hashlib.blake2b(digest_size=16), 0
-        try:
-            with self.files.open_input_stream(path) as reader, target.open("wb") as writer:
-                while chunk := reader.read(CHUNK):
-                    code.update(chunk)
-                    count += len(chunk)
-                    writer.write(chunk)
-        except FileNotFoundError:
-            return "is missing"
-        if count != size:
-            return f"has {count} bytes instead of {size}"
-        return None if code.hexdigest() == expected else "has other content than was written"
+        Object stores are asked for a size, then for so many bytes: what is replaced between the two looks cut off,
+        so only what reads the same twice is damaged.
+
+        Raises:
+            ValueError: It is no JSON.
+        """
+        content = self._read(path)
+        while content is not None:
+            try:
+                return json.loads(content)
+            except ValueError:
+                again = self._read(path)
+                if again == content:
+                    raise
+                content = again
+        return None
 
     def _read(self, path: str) -> bytes | None:
-        try:
-            with self.files.open_input_stream(path) as handle:
-                return bytes(handle.read())
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        for patience in (2, 1, 0):
+            try:
+                with self.files.open_input_stream(path) as handle:
+                    return bytes(handle.read())
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            except OSError:  # deleted or replaced between the question for its size and the answer, or worse
+                if absent(self.files, path):
+                    return None
+                if not patience:
+                    raise
+        return None
 
     def _write(self, path: str, content: bytes) -> None:
+        """Replace a small file at once, after the marker that says whose it is."""
+        if not self._marked:
+            self._replace(f"{self.root}/{marker.MARKER}", marker.content())
+            self._marked = True
+        self._replace(path, content)
+
+    def _replace(self, path: str, content: bytes) -> None:
         """Replace a small file at once: object stores do, on a local folder a rename does."""
-        self.files.create_dir(os.path.dirname(path), recursive=True)
         if not self.local:
             with self.files.open_output_stream(path) as handle:
                 handle.write(content)
             return
+        make_folder(self.files, path)
         partial = Path(f"{path}.partial-{uuid.uuid4().hex[:8]}")
         with partial.open("wb") as handle:
             handle.write(content)
@@ -195,22 +230,53 @@ class HistoryStore:
         partial.replace(path)
 
     def _set_aside(self, path: str, what: str) -> None:
-        aside = f"{path}.damaged-{int(time.time())}-{uuid.uuid4().hex[:6]}"
-        self.damage.append(f"{path}: {what}; set aside as {aside}, to be trained again")
-        self.files.move(path, aside)
+        aside = f"{path}.{DAMAGED}-{int(time.time())}-{uuid.uuid4().hex[:6]}"
+        try:
+            self.files.move(path, aside)
+        except OSError:
+            if not absent(self.files, path):
+                raise
+            return  # somebody else found it first
+        line = f"{path}: {what}; set aside as {aside}, to be trained again"
+        self.damage.append(line)
+        self._warn(line)
+
+    def _recognised(self) -> bool:
+        """Tell whether the marker is there; refuse what is no history of this version."""
+        found = self._read(f"{self.root}/{marker.MARKER}")
+        names = [] if found is not None else [info.base_name for info in self.listing(self.root)]
+        if marker.MARKER in names:  # somebody began the history between the two looks
+            return self._recognised()
+        marker.check(self.uri, found, names)
+        return found is not None
 
 
-def _open(uri: str) -> tuple[fs.FileSystem, str]:
-    if "://" not in uri:
-        return fs.LocalFileSystem(), str(Path(uri).absolute())
+def check(uri: str | Path) -> None:
+    """Refuse a history that cannot be used, before anything is trained; leaves nothing behind.
+
+    Raises:
+        UserError: It cannot be opened, read or written, or holds something else.
+    """
+    store = HistoryStore(uri)
+    if store.local:
+        return
+    probe = f"{store.root}/{marker.MARKER}.probe-{uuid.uuid4().hex[:8]}"
     try:
-        files, root = fs.FileSystem.from_uri(uri)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"--store: {uri!r} cannot be opened ({error})") from error
-    return files, root.rstrip("/")
+        bucket = store.root.partition("/")[0]
+        if absent(store.files, bucket):
+            raise UserError(f"--history: {store.uri}: there is no bucket {bucket}; create it, or name another")
+        store._replace(probe, b"")
+        store.files.delete_file(probe)
+    except OSError as error:
+        raise UserError(f"--history: {store.uri} cannot be written ({reason(error)})") from None
 
 
-def _remove(folder: Path) -> None:
-    import shutil
+def check_folder(folder: Path, option: str) -> None:
+    """Refuse a folder that can be neither made nor written; makes nothing.
 
-    shutil.rmtree(folder, ignore_errors=True)
+    Raises:
+        UserError: As it says, naming the option that gave the folder.
+    """
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{option}: {folder} must be a folder that can be written; {there} is not")

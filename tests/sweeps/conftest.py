@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sweeps.logs import environment
+from tests.sweeps import places
 
 
 @pytest.fixture(scope="module")
@@ -17,3 +18,17 @@ def ray_here():
                  _node_ip_address="127.0.0.1", object_store_memory=100 * 1024**2)  # fmt: skip
         yield
         ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """An S3 server on loopback: host:port."""
+    with places.s3_server() as found:
+        yield found
+
+
+@pytest.fixture(params=places.KINDS)
+def address(request, tmp_path) -> str:
+    """The address of a new history, of every kind in turn."""
+    server = request.getfixturevalue("s3") if request.param == "s3" else ""
+    return places.address(request.param, tmp_path, server)

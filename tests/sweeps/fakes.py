@@ -67,7 +67,9 @@ class FakeTrainer:
 
     def save(self) -> None:
         target = self.folder / "checkpoints" / f"step-{self.step:08d}"
-        target.mkdir(exist_ok=True)
+        if target.is_dir():  # what is saved is never changed, as with the real one: the history may share the file
+            return
+        target.mkdir()
         (target / "weights").write_text(f"{self.config.name} {self.step}")
 
     def sample(self) -> torch.Tensor:

@@ -66,7 +66,7 @@ def test_an_address_that_does_not_answer(monkeypatch, tmp_path):
 
 def test_a_store_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"--store: .* must be a folder that can be written \(Not a directory\)"):
+    with pytest.raises(UserError, match=r"--store: .* must be a folder that can be written; .*/file is not"):
         preflight(fakes.make_plan("good-1"), SweepFolder(tmp_path / "file", "fake"), None, None)
 
 

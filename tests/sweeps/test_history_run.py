@@ -16,8 +16,10 @@ from sweeps.history.remember import Segments, boundaries, waypoints
 from sweeps.history.store import HistoryStore
 from sweeps.results import SweepFolder, read_journal, read_results
 from sweeps.run import run_sweep
+from sweeps.status import render_status
 from sweeps.trial import Settings, TrialRun
 from tests.sweeps import fakes
+from tests.sweeps.places import write
 
 FORKS = ("fork-20-1", "fork-20-2", "fork-20-3")
 
@@ -161,7 +163,7 @@ def test_damaged_state_is_set_aside_and_trained_again(start, tmp_path):
     play(start("good-1", "a"), until=20)
     store = HistoryStore(tmp_path / "history")
     entry = store.get(points()[1].state)
-    Path(f"{store.folder(entry.key)}/{entry.attempt}/weights").write_text("other")
+    write(store, f"{store.folder(entry.key)}/{entry.attempt}/weights", b"other")
     again = start("good-1", "b")
     assert play(again, until=30) == [(10, True), (20, True), (30, False)]
     assert fakes.trained(again.folder) == [*range(1, 31)]
@@ -202,3 +204,23 @@ def test_boundaries_end_with_the_run():
     config = fakes.make_plan("good-1").trials[0].config
     assert boundaries(config) == [10, 20, 30, 40]
     assert boundaries(config.model_copy(update={"steps": 25})) == [10, 20, 25]
+
+
+def test_damage_reaches_screen_log_and_status(ray_here, tmp_path):
+    history = tmp_path / "history"
+    run_sweep(fakes.make_plan("good-1"), store=tmp_path / "first", history=history, parts=fakes.PARTS,
+              console=Console(file=io.StringIO()))  # fmt: skip
+    store = HistoryStore(history)
+    last = points()[-1]
+    write(store, f"{store.folder(last.measurement)}/entry.json", b"{")  # met by the driver
+    entry = store.get(last.state)
+    write(store, f"{store.folder(last.state)}/{entry.attempt}/weights", b"other")  # met by the trial
+    output, folder = io.StringIO(), SweepFolder(tmp_path / "second", "fake")
+    run_sweep(fakes.make_plan("good-1"), store=tmp_path / "second", history=history, parts=fakes.PARTS,
+              console=Console(file=output, width=500))  # fmt: skip
+    shown = io.StringIO()
+    Console(file=shown, width=500).print(render_status(folder))
+    for text in (output.getvalue(), (folder.logs / "driver.log").read_text(), shown.getvalue()):
+        assert "entry.json: not a record" in text
+        assert "weights: has 5 bytes instead of" in text
+        assert "set aside as" in text
