@@ -68,10 +68,6 @@ class Listener(Protocol):
     def event(self, event: Event) -> None:
         """Take an event; kinds are started, progress, boundary, paused, resumed, pruned, complete, failed."""
 
-    def warn(self, text: str) -> None:
-        """Take what somebody should look at."""
-
-
 class Ledger:
     """Every trial's standing, kept in memory, written to the sweep's folder at every change."""
 
@@ -85,6 +81,7 @@ class Ledger:
     ) -> None:
         self.folder, self.info, self._keep_pruned = folder, info, keep_pruned
         self.listeners: list[Listener] = []
+        self.alarms: list[Callable[[str], None]] = []
         self._clock, self.started = clock, clock()
         self.damage: list[str] = []
         self._verdicts: dict[str, tuple[TrialState, str]] = {}
@@ -118,8 +115,8 @@ class Ledger:
         """Tell what was found damaged: to the log, to who listens now, and to who asks `damage` later."""
         _log.warning(line)
         self.damage.append(line)
-        for listener in self.listeners:
-            listener.warn(line)
+        for alarm in self.alarms:
+            alarm(line)
 
     def begin(self) -> None:
         """Record what was settled before anything ran."""

@@ -101,6 +101,7 @@ class Session:
             self.display.say(cut if self._cut and self._unended() else "everything is trained already")
             return
         self.ledger.listeners.append(self.display)
+        self.ledger.alarms.append(self.display.warn)
         with self._attached(address, max(item.cpus for item in self.queue.waiting), max_concurrent) as attached:
             self._open(attached, max_concurrent)
             self.display.say(f"{len(self.queue.waiting)} trials, {self.queue.max_concurrent} at a time")
