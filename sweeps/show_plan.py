@@ -13,6 +13,7 @@ from rich.text import Text
 
 from sweeps.budget import BudgetSpec
 from sweeps.plan import SEPARATOR, Cell, Dropped, Plan
+from sweeps.seeds import AdaptiveSeeds
 from sweeps.show_design import render_design
 
 LIMIT = 60
@@ -49,10 +50,20 @@ def _summary(plan: Plan) -> Text:
         f"{trials} of {spec.trial.steps:,} steps, {plan.total_steps:,} steps in all",
         _early(plan),
     ]
+    if isinstance(spec.seeds, AdaptiveSeeds):
+        lines.append(_more_seeds(spec.seeds))
     if spec.budget:
         lines.append(_budget(spec.budget))
     text = Text(spec.name, style="bold")
     return text.append("\n" + "\n".join(lines), style="not bold")
+
+
+def _more_seeds(seeds: AdaptiveSeeds) -> str:
+    most = (seeds.up_to - seeds.start) * (seeds.add_to_top + 1)
+    return (
+        f"then one seed more at a time, up to {seeds.up_to}, for the baseline and those of the {seeds.add_to_top} best "
+        f"cells that are not told apart from the leader: at most {_count(most, 'trial')} more"
+    )
 
 
 def _early(plan: Plan) -> str:

@@ -7,15 +7,17 @@ the same again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from sweeps.results import FINISHED
+from sweeps.seeds import AdaptiveSeeds
 
 if TYPE_CHECKING:
     from sweeps.ledger import Ledger, TrialStatus
     from sweeps.plan import Plan, Trial
+    from sweeps.search.waves import SearchWaves
 
 Outcomes = Mapping[str, "TrialStatus"]
 """Where every trial stands, by id."""
@@ -48,33 +50,37 @@ class PlannedWaves:
 
 
 class Stages:
-    """One kind of waves after the other; a later kind is made when its first wave is due."""
+    """One kind of waves after the other."""
 
-    def __init__(self, *stages: Callable[[], Waves]) -> None:
-        self._later = list(stages)
-        self._stage: Waves | None = None
+    def __init__(self, *stages: Waves) -> None:
+        self._stages = list(stages)
         self._given: list[str] = []
 
     def next(self, outcomes: Outcomes) -> Wave | None:
         """Give the next wave of the first stage that has one; none while a trial has not ended: the budget is spent."""
         if any(outcomes[trial_id].state.state not in FINISHED for trial_id in self._given):
             return None
-        while self._stage is not None or self._later:
-            self._stage = self._stage or self._later.pop(0)()
-            wave = self._stage.next(outcomes)
+        while self._stages:
+            wave = self._stages[0].next(outcomes)
             if wave is not None:
                 self._given += [trial.trial_id for trial in wave.trials]
                 return wave
-            self._stage = None
+            self._stages.pop(0)
         return None
 
 
 def make_waves(plan: Plan, ledger: Ledger) -> Waves:
-    """Say in which waves a plan is trained: what is planned, then what a search chooses."""
-    stages: list[Callable[[], Waves]] = [lambda: PlannedWaves(plan)]
+    """Say in which waves a plan is trained: what is planned, what a search chooses, then more seeds for the best."""
+    stages: list[Waves] = [PlannedWaves(plan)]
+    search: SearchWaves | None = None
     if plan.search is not None:
         from sweeps.search.waves import SearchWaves  # imports optuna
 
         search = SearchWaves(plan, plan.search, ledger)
-        stages.append(lambda: search)
+        stages.append(search)
+    seeds = plan.spec.seeds
+    if isinstance(seeds, AdaptiveSeeds):
+        from sweeps.replicates import SeedWaves
+
+        stages.append(SeedWaves(seeds, lambda: search.cells if search else plan.cells, ledger))
     return Stages(*stages)

@@ -24,11 +24,12 @@ class Killed(Exception):
     """The driver is gone."""
 
 
-def plan(search: str, *, alignment: str = "[none, repa_dinov2]", more: str = "") -> Plan:
+def plan(search: str = "", *, alignment: str = "[none, repa_dinov2]", more: str = "") -> Plan:
     """Plan 40-step trials with evaluations every 10 steps."""
+    section = f"search:\n{search}" if search else ""
     source = parse_yaml(
         f"name: found\nbase: embedded\naxes:\n  alignment: {alignment}\n{more}"
-        f"set: {{warmup_steps: 0}}\ntrial: {{steps: {STEPS}, eval_every: {EVERY}}}\nsearch:\n{search}",
+        f"set: {{warmup_steps: 0}}\ntrial: {{steps: {STEPS}, eval_every: {EVERY}}}\n{section}",
         "search.yaml",
     )
     return make_plan(parse_spec(source), source)
@@ -49,9 +50,10 @@ class Driver:
     """One process that runs a sweep; `kill_after` trials it is gone, half-way through the next."""
 
     def __init__(
-        self, plan: Plan, store: Path, *, order: int = 0, kill_after: int | None = None, fails: str = ""
+        self, plan: Plan, store: Path, *, order: int = 0, kill_after: int | None = None, fails: str = "",
+        noise: float = 0.0,
     ) -> None:
-        self.plan, self.folder, self.fails = plan, SweepFolder(store, "found"), fails
+        self.plan, self.folder, self.fails, self.noise = plan, SweepFolder(store, "found"), fails, noise
         self.ledger = Ledger(self.folder, sweep_info(plan))
         self.waves: list[list[str]] = []
         self._random, self._left = random.Random(order), kill_after
@@ -76,7 +78,9 @@ class Driver:
             if self.fails and self.fails in trial.cell.name and step > EVERY:
                 self.ledger.failed(trial.trial_id, "RuntimeError: the fake broke")
                 break
-            entry = {"kind": "boundary", "step": step, "metrics": score(trial, step)}
+            metrics = score(trial, step)
+            metrics["cmmd"] += self.noise * random.Random(f"{trial.cell.name} {trial.seed} {step}").gauss(0, 1)
+            entry: dict[str, Any] = {"kind": "boundary", "step": step, "metrics": metrics}
             entry |= {"wall_seconds": 1.0, "device_seconds": 1.0}
             append_journal(self.folder.trial(trial.trial_id), entry)
             self.ledger.report(trial.trial_id, entry | {"replayed": False})
