@@ -1,4 +1,4 @@
-"""`prx-sweep plan | run | status | techniques`, the same as `python -m sweeps`."""
+"""`prx-sweep plan | run | status | report | techniques`, the same as `python -m sweeps`."""
 
 from __future__ import annotations
 
@@ -93,6 +93,27 @@ def status(
     from sweeps.status import find, render_status
 
     _console().print(render_status(find(sweep, store.absolute())))
+
+
+@app.command()
+def report(
+    sweep: Annotated[str, typer.Argument(help="Name of a sweep, or its YAML.", metavar="FILE|NAME")],
+    store: Store = Path("runs"),
+    out: Annotated[Path | None, typer.Option(help="File to write; in the sweep's folder unless told.")] = None,
+    form: Annotated[str, typer.Option("--format", help="html, md, csv or parquet.", metavar="FORMAT")] = "html",
+    open_: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+    serve: Annotated[bool, typer.Option("--serve", help="Show it at a local address, renewed with results.")] = False,
+    port: Annotated[int, typer.Option(help="Port for --serve; 0 takes any that is free.")] = 8400,
+) -> None:
+    """Write what a sweep has found as one page that needs no network; while it runs or after."""
+    from sweeps.report.command import serve_report, show_report
+    from sweeps.status import find
+
+    folder = find(sweep, store.absolute())
+    if serve:
+        serve_report(folder, port, _console(), browse=open_)
+    else:
+        show_report(folder, form, out, _console(), browse=open_)
 
 
 @app.command()

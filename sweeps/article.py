@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -68,28 +69,54 @@ def _changed(trial: TrialInfo, baseline: Mapping[str, str]) -> dict[str, str]:
     return {axis: level for axis, level in trial.levels.items() if level != baseline[axis]}
 
 
-def render_article(results: Sequence[CellResult], info: SweepInfo) -> Table | None:
-    """Lay the article's rows beside ours: the figure, and in brackets its ratio to the own baseline's.
+@dataclass(frozen=True)
+class Line:
+    """A row of the article and the cell that matches it: figures as text, in the order of `FIGURES`."""
 
-    Cells that have not reached the sweep's full length are left out. None where nothing matches.
+    method: str
+    note: str
+    theirs: tuple[str, ...]
+    ours: tuple[str, ...]
+
+
+CAPTION = "In brackets: relative to the baseline of the same line. The article: one seed, no intervals."
+
+
+def article_title(info: SweepInfo) -> str:
+    """Name the article's table that a sweep is laid beside."""
+    return "" if info.article is None else f"The article: {tables()[info.article].title}"
+
+
+def article_lines(results: Sequence[CellResult], info: SweepInfo) -> list[Line]:
+    """Pair the article's rows with ours: the figure, and in brackets its ratio to the own baseline's.
+
+    Cells that have not reached the sweep's full length are left out.
     """
     rows = matches(info)
     full = {result.name: result for result in results if result.step == info.steps and result.name in rows}
-    if not full or info.article is None:
+    theirs_base = _theirs(next((row for row in rows.values() if not row.levels), None))
+    ours_base = _ours(next((full[name] for name, row in rows.items() if not row.levels and name in full), None))
+    return [
+        Line(row.method, row.note, _shown(_theirs(row), theirs_base), _shown(_ours(full[name]), ours_base))
+        for name, row in rows.items()
+        if name in full
+    ]
+
+
+def render_article(results: Sequence[CellResult], info: SweepInfo) -> Table | None:
+    """Lay the article's rows beside ours; None where nothing matches."""
+    lines = article_lines(results, info)
+    if not lines:
         return None
     table = Table(
-        title=f"The article: {tables()[info.article].title}", title_justify="left", title_style="bold",
-        caption="In brackets: relative to the baseline of the same line. The article: one seed, no intervals.",
+        title=article_title(info), title_justify="left", title_style="bold", caption=CAPTION,
         caption_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
     )  # fmt: skip
     for heading in ("Method", "", *(HEADINGS[name] for name in FIGURES)):
         table.add_column(heading, justify="left" if heading in {"Method", ""} else "right")
-    theirs_base = next((row for row in rows.values() if not row.levels), None)
-    ours_base = next((full[name] for name, row in rows.items() if not row.levels and name in full), None)
-    for name in [name for name in rows if name in full]:
-        theirs, ours = _theirs(rows[name]), _ours(full[name])
-        table.add_row(rows[name].method, "article", *_shown(theirs, _theirs(theirs_base)))
-        table.add_row("", "here", *_shown(ours, _ours(ours_base)), end_section=True)
+    for line in lines:
+        table.add_row(line.method, "article", *line.theirs)
+        table.add_row("", "here", *line.ours, end_section=True)
     return table
 
 
@@ -102,8 +129,8 @@ def _ours(result: CellResult | None) -> dict[str, float | None]:
     return {name: metrics[name].value if name in metrics else None for name in FIGURES}
 
 
-def _shown(values: Mapping[str, float | None], base: Mapping[str, float | None]) -> list[str]:
-    return [_figure(values[name], base[name]) for name in FIGURES]
+def _shown(values: Mapping[str, float | None], base: Mapping[str, float | None]) -> tuple[str, ...]:
+    return tuple(_figure(values[name], base[name]) for name in FIGURES)
 
 
 def _figure(value: float | None, base: float | None) -> str:

@@ -37,6 +37,9 @@ def _lines(outcome: Outcome, frame: pd.DataFrame) -> Iterator[str]:
     if not len(frame):
         yield "no boundary has been reached yet"
     yield f"results: {outcome.results_path}"
+    page = outcome.folder.root / "report.html"
+    if page.is_file():
+        yield f"report: {page}"
     grid = best_grid(outcome.folder, outcome.info)
     if grid:
         yield f"samples of the best trial: {grid}"

@@ -70,6 +70,8 @@ def run_sweep(
     Raises:
         UserError: Plan, store, data or cluster cannot be used; nothing was trained.
     """
+    from sweeps.report import about
+    from sweeps.report.writer import ReportWriter
     from sweeps.session import Session
     from sweeps.trial import Parts
 
@@ -84,8 +86,11 @@ def run_sweep(
     ):
         told = without_credentials(where)
         session = Session(plan, folder, told, parts or Parts(), console or Console(highlight=False))
-        interrupted = session.go(address, max_concurrent)
-        return _outcome(session, interrupted)
+        about.record(plan, folder)
+        with ReportWriter(folder, lambda text: session.display.say(text)) as writer:
+            session.ledger.listeners.append(writer)
+            interrupted = session.go(address, max_concurrent)
+            return _outcome(session, interrupted)
 
 
 def preflight(

@@ -1,0 +1,76 @@
+"""The report's other forms: the answer and the leaderboard in Markdown, the table of results as CSV or parquet."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from prx.errors import UserError
+from prx.registry import choices
+from sweeps.report import tables, words
+from sweeps.report.gather import Material, gather
+from sweeps.report.page import default_path, write_report
+from sweeps.results import SweepFolder, read_results, write_atomic
+
+FORMATS = ("html", "md", "csv", "parquet")
+
+
+def write_as(folder: SweepFolder, form: str, out: Path | None) -> Path:
+    """Write a sweep in one of `FORMATS`; gives the path.
+
+    Raises:
+        UserError: There is no such sweep or form, there are no results yet, or `out` cannot be written.
+    """
+    if form not in FORMATS:
+        raise UserError(f"--format: {choices(form, list(FORMATS))}")
+    target = out or default_path(folder, form)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if form == "html":
+            write_report(folder, target)
+        elif form == "md":
+            write_atomic(target, markdown(gather(folder)))
+        elif form == "csv":
+            gather(folder)
+            write_atomic(target, read_results(folder.results).to_csv(index=False))
+        else:
+            gather(folder)
+            read_results(folder.results)
+            shutil.copyfile(folder.results, target)
+    except OSError as error:
+        raise UserError(f"--out: {target} cannot be written ({error.strerror})") from error
+    return target
+
+
+def markdown(material: Material) -> str:
+    """Write question, answer, leaderboard and effects as Markdown."""
+    return "\n".join(_lines(material)) + "\n"
+
+
+def _lines(material: Material) -> Iterator[str]:
+    yield f"# {_plain(material.info.name)}\n"
+    yield f"**{_plain(words.question(material))}**\n"
+    for answer in words.answers(material):
+        yield f"- **{answer.topic}**: {_plain(answer.text)}"
+    if not material.ranked:
+        return
+    board = tables.board(material)
+    headings = ["Method", " ".join(board.heading), f"Δ {board.heading[0]}", *(" ".join(h) for h in board.others)]
+    yield "\n" + _row([*headings, "device time", "steps", "seeds", "state"])
+    yield _row(["---", *["---:"] * (len(headings) + 2), "---"])
+    for row in board.rows:
+        figures = [value.text for value in (row.metric, row.difference, *row.others, row.hours)]
+        yield _row([row.name, *figures, str(row.steps), str(row.seeds), row.state])
+    yield "\n± of a figure is its standard error, ± of a difference half its 95 % interval."
+
+
+def _row(fields: list[str]) -> str:
+    return f"| {' | '.join(_plain(field) for field in fields)} |"
+
+
+def _plain(text: str) -> str:
+    """Keep a name from being read as Markdown or HTML."""
+    for sign in "\\`*_[]<>|":
+        text = text.replace(sign, f"\\{sign}")
+    return " ".join(text.split())

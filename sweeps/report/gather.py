@@ -1,0 +1,128 @@
+"""Everything a report is made of, read from a sweep's folder and analysed once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from sweeps.analysis.differences import Difference, stopped_early, to_baseline
+from sweeps.analysis.effects import Effects, estimate_effects
+from sweeps.analysis.observations import CellKey, Observations, cell_keys, observe
+from sweeps.analysis.pareto import Point, quality_price
+from sweeps.analysis.speed import TimeToQuality, time_to_quality
+from sweeps.analysis.verdict import Verdict, verdict
+from sweeps.leaderboard import HEADINGS, CellResult, ranking
+from sweeps.metrics import METRICS
+from sweeps.report.about import About, read
+from sweeps.results import SweepFolder, SweepInfo, TrialState, read_info, read_results, read_state
+from sweeps.status import is_running
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Material:
+    """A sweep as it stands on the disk. What is derived from it is computed on first use."""
+
+    folder: SweepFolder
+    info: SweepInfo
+    frame: pd.DataFrame
+    states: dict[str, TrialState]
+    running: bool
+    about: About
+
+    @cached_property
+    def metric(self) -> str:
+        """The metric that decides."""
+        return self.info.metric
+
+    def heading(self, metric: str) -> str:
+        """Write a metric's name the way the field does."""
+        return HEADINGS.get(metric, metric)
+
+    @cached_property
+    def cells(self) -> tuple[CellKey, ...]:
+        """The planned cells."""
+        return cell_keys(self.info)
+
+    @cached_property
+    def ranked(self) -> list[CellResult]:
+        """The leaderboard."""
+        return ranking(self.frame, self.info) if len(self.frame) else []
+
+    @cached_property
+    def observed(self) -> Observations:
+        """The deciding metric at full length."""
+        return self.observed_metric(self.metric)
+
+    def observed_metric(self, metric: str) -> Observations:
+        """Take any metric at full length."""
+        return observe(self.frame, self.info, metric, METRICS[metric].better)
+
+    @cached_property
+    def effects(self) -> Effects:
+        """Main effects and interactions on the deciding metric."""
+        return estimate_effects(self.observed)
+
+    @cached_property
+    def differences(self) -> dict[str, Difference]:
+        """Every cell against the baseline, by cell."""
+        return {one.cell_id: one for one in to_baseline(self.observed)}
+
+    @cached_property
+    def early(self) -> tuple[Difference, ...]:
+        """Cells that were stopped early against the baseline where they stopped."""
+        return stopped_early(self.frame, self.info, self.metric, self.info.mode)
+
+    @cached_property
+    def verdict(self) -> Verdict | None:
+        """Whether there is a winner."""
+        return verdict(self.observed)
+
+    @cached_property
+    def points(self) -> tuple[Point, ...]:
+        """Quality and price of every cell."""
+        return quality_price(self.frame, self.observed)
+
+    @cached_property
+    def speed(self) -> tuple[TimeToQuality, ...]:
+        """Device-hours to the baseline's final figure."""
+        return time_to_quality(self.frame, self.info, self.metric, self.info.mode)
+
+    @cached_property
+    def counts(self) -> Counter[str]:
+        """How many trials stand where."""
+        return Counter(state.state for state in self.states.values())
+
+    @cached_property
+    def seeds(self) -> list[int]:
+        """The seeds planned."""
+        return sorted({trial.seed for trial in self.info.trials})
+
+    def first_trial(self, cell_id: str) -> str:
+        """Give the trial of a cell's first seed."""
+        return next(trial.trial_id for trial in self.info.trials if trial.cell_id == cell_id)
+
+    def config(self, cell_id: str) -> dict[str, Any] | None:
+        """Read a cell's configuration; None where no trial of it has been started."""
+        path = self.folder.trial(self.first_trial(cell_id)) / "config.yaml"
+        return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def gather(folder: SweepFolder, running: bool | None = None) -> Material:
+    """Read a sweep; `running` says whether it runs where the caller knows better than the sweep's lock.
+
+    Raises:
+        UserError: There is no such sweep.
+    """
+    import pandas as pd
+
+    info = read_info(folder)
+    frame = read_results(folder.results) if folder.results.is_file() else pd.DataFrame()
+    states = {trial.trial_id: read_state(folder.trial(trial.trial_id)) for trial in info.trials}
+    return Material(folder, info, frame, states, is_running(folder) if running is None else running, read(folder))
