@@ -79,7 +79,7 @@ def _planned(spec: SweepSpec, source: Source) -> Plan:
         cells, search = plan_search(spec, source, cells)
         left_out += search.dropped
     trials = [make_trial(cell, seed) for seed in spec.first_seeds for cell in cells]
-    shared = merge(base, _settings(spec, source))
+    shared = merge(base, common_settings(spec, source))
     return Plan(spec, source, tuple(cells), tuple(left_out), tuple(trials), shared, search)
 
 
@@ -154,7 +154,7 @@ def _drafts(
     from prx.loaders import reading_once
     from prx.recipe import problems  # imports torch
 
-    last = _settings(spec, source)
+    last = common_settings(spec, source)
     drafts, wrong = [], []
     with reading_once():
         for combination, composed in _composed(base, levels, wanted):
@@ -186,7 +186,7 @@ def _composed(
         yield combination, stack[-1]
 
 
-def _settings(spec: SweepSpec, source: Source) -> Source:
+def common_settings(spec: SweepSpec, source: Source) -> Source:
     """Give what holds for every cell: `set`, and over it `trial`."""
     trial = spec.trial
     data: dict[str, Any] = {"steps": trial.steps, "evaluation": {"every": trial.eval_every}}

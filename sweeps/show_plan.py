@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeps.budget import BudgetSpec
+from sweeps.confounds import Confound, confounds
 from sweeps.plan import SEPARATOR, Cell, Dropped, Plan
 from sweeps.seeds import AdaptiveSeeds
 from sweeps.show_design import render_design
@@ -26,6 +27,7 @@ def render_plan(plan: Plan, limit: int = LIMIT) -> RenderableType:
         from sweeps.search.show import render_search  # imports optuna
 
         parts.append(render_search(plan, plan.search))
+    parts += [_confound(found) for found in confounds(plan)[:limit]]
     if plan.dropped:
         parts.append(_dropped(plan.dropped, limit))
     return Group(*parts)
@@ -42,9 +44,7 @@ def least_steps(plan: Plan) -> int:
 
 def _summary(plan: Plan) -> Text:
     spec, seeds = plan.spec, len(plan.spec.first_seeds)
-    trials = (
-        f"{_count(len(plan.cells), 'cell')} × {_count(seeds, 'seed')} = {_count(len(plan.trials), 'trial')}"
-    )
+    trials = f"{_count(len(plan.cells), 'cell')} × {_count(seeds, 'seed')} = {_count(len(plan.trials), 'trial')}"
     lines = [
         f"{spec.design.use} over {', '.join(spec.axes)}; base {spec.base}",
         f"{trials} of {spec.trial.steps:,} steps, {plan.total_steps:,} steps in all",
@@ -82,12 +82,24 @@ def _cells(cells: Sequence[Cell], limit: int) -> Table:
     table.add_column("cell")
     table.add_column("differs from the baseline in", overflow="fold")
     for cell in cells[:limit]:
-        changes = (
-            _baseline(cells) if cell.is_baseline else [_change(p, *v) for p, v in cell.difference.items()]
-        )
+        changes = _baseline(cells) if cell.is_baseline else [_change(p, *v) for p, v in cell.difference.items()]
         table.add_row(Text(cell.name, style="bold" if cell.is_baseline else ""), Text("; ").join(changes))
     _rest(table, len(cells) - limit, "cells")
     return table
+
+
+def _confound(found: Confound) -> Text:
+    """Say what a level changes beside what it is about."""
+    head, parts = f"note: {found.level!r} of axes.{found.axis} ", " and ".join(found.parts)
+    text = Text(head, style="yellow")
+    if len(found.parts) > 1:
+        text.append(f"changes {parts} together, so that its effect is that of both" if len(found.parts) == 2 else
+                    f"changes {parts} together, so that its effect is that of all")  # fmt: skip
+    if found.beside:
+        shown = Text("; ").join(_change(path, *values) for path, values in found.beside.items())
+        text.append("; it also changes " if len(found.parts) > 1 else "also changes ").append(shown)
+        text.append(" (drawn or measured in another way than the baseline)" if found.measured else f" beside {parts}")
+    return text
 
 
 def _baseline(cells: Sequence[Cell]) -> list[Text]:
