@@ -268,6 +268,19 @@ class Engine:
             raise RuntimeError(f"DeepSpeed found no checkpoint in {folder}")
         return dict(found)
 
+    def gathered(self, part: Tensor, size: int) -> list[Tensor]:
+        """Collect every worker's part, at most `size` long, at the first, by rank; the others get nothing."""
+        rank, world = rank_and_world()
+        if world == 1:
+            return [part]
+        lengths = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(world)]
+        dist.all_gather(lengths, torch.tensor([len(part)], device=self.device))
+        padded = torch.zeros(size, *part.shape[1:], dtype=part.dtype, device=self.device)
+        padded[: len(part)] = part
+        found = [torch.empty_like(padded) for _ in range(world)] if rank == 0 else None
+        dist.gather(padded, found)
+        return [piece[: int(length)].to(part.device) for piece, length in zip(found or [], lengths, strict=False)]
+
     def sampling_weights(self) -> AbstractContextManager[None]:
         """Lend the module the weights that `sampling.weights` names."""
         if self.config.sampling.weights == "model":

@@ -123,14 +123,25 @@ class Trainer:
 
     @torch.no_grad()
     def sample(self) -> Tensor:
-        """Draw `evaluation.num_samples` images, uint8 [N, 3, S, S], for fixed prompts and fixed noise."""
+        """Draw `evaluation.num_samples` images, uint8 [N, 3, S, S], for fixed prompts and fixed noise.
+
+        Several workers draw a batch each in turn, the same batches as one would; the first gets all images, the
+        others none.
+        """
         total, size = self.config.evaluation.num_samples, self.config.evaluation.batch_size
         self.engine.module.eval()
         self.engine.module.acting = self.batches.weights(max(self.step - 1, 0))
+        starts, (rank, world) = range(0, total, size), rank_and_world()
+        parts = []
         with self.engine.sampling_weights():
-            parts = [self._draw(start, min(start + size, total)) for start in range(0, total, size)]
+            for turn in range(0, len(starts), world):
+                # Whoever has nothing left draws the last batch once more: at ZeRO 3 nobody can draw alone.
+                start = starts[min(turn + rank, len(starts) - 1)]
+                drawn = self.engine.gathered(self._draw(start, min(start + size, total)), size)
+                parts += drawn[: len(starts) - turn]
         self.engine.module.train()
-        return torch.cat(parts)
+        nothing = torch.empty(0, 3, *[self.config.data.image_size] * 2, dtype=torch.uint8)
+        return torch.cat([nothing, *parts])
 
     def _draw(self, start: int, stop: int) -> Tensor:
         """Draw the images of prompts `start`..`stop`."""

@@ -66,7 +66,10 @@ class Listener(Protocol):
     """A display."""
 
     def event(self, event: Event) -> None:
-        """Take an event; kinds are started, progress, boundary, paused, resumed, pruned, complete, failed."""
+        """Take an event; kinds are started, progress, boundary, paused, resumed, pruned, complete, failed.
+
+        Also restarted, when new workers took the place of dead ones.
+        """
 
 class Ledger:
     """Every trial's standing, kept in memory, written to the sweep's folder at every change."""
@@ -141,7 +144,10 @@ class Ledger:
             self.failed(trial_id, str(result["failed"]))
             return
         status.rate = result.get("batches_per_second", status.rate)
-        if "metrics" not in result:
+        if "restarts" in result:
+            status.state = TrialState("running", f"new workers from here on: {result['restarts']}")
+            self._tell("restarted", status)
+        elif "metrics" not in result:
             self._tell("progress", status)
         else:
             self._boundary(status, result)

@@ -108,9 +108,6 @@ def preflight(
     for name in PACKAGES:
         if importlib.util.find_spec(name) is None:
             raise UserError(f"the Python package {name} is missing; install prx-sweeps with its dependencies")
-    if any(trial.config.infrastructure.workers > 1 for trial in plan.trials):
-        problem = plan.source.problem(("trial", "workers"), "more than one worker is not available in this version")
-        raise UserError(str(problem))
     if max_concurrent is not None and max_concurrent < 1:
         raise UserError(f"--max-concurrent must be at least 1, got {max_concurrent}")
     try:

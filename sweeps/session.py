@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -102,7 +103,7 @@ class Session:
             return
         self.ledger.listeners.append(self.display)
         self.ledger.alarms.append(self.display.warn)
-        with self._attached(address, max(item.cpus for item in self.queue.waiting), max_concurrent) as attached:
+        with self._attached(address, max_concurrent) as attached:
             self._open(attached, max_concurrent)
             self.display.say(f"{len(self.queue.waiting)} trials, {self.queue.max_concurrent} at a time")
             self._tune()
@@ -203,11 +204,13 @@ class Session:
             history=self.history,
             waypoints=self.segments.waypoints(trial.trial_id),
         )
-        infrastructure = trial.config.infrastructure
-        return Submission(trial.trial_id, asdict(settings), infrastructure.threads or 1, infrastructure.device)
+        infra = trial.config.infrastructure
+        return Submission(trial.trial_id, asdict(settings), infra.threads or 1, infra.device, infra.workers)
 
-    def _attached(self, address: str | None, cpus: int, max_concurrent: int | None) -> Attached:
-        cores = max(len(os.sched_getaffinity(0)), cpus * (max_concurrent or 1))
+    def _attached(self, address: str | None, max_concurrent: int | None) -> Attached:
+        shapes = [item.shape(gpus=False) for item in self.queue.waiting]
+        wanted = max(shape.total["CPU"] for shape in shapes) * (max_concurrent or 1)
+        cores = max(len(os.sched_getaffinity(0)), math.ceil(wanted))
         try:
             return attach(
                 address,
@@ -215,6 +218,7 @@ class Session:
                 log_dir=self.folder.logs / "ray",
                 environment=ENVIRONMENT,
                 object_store_bytes=OBJECT_STORE_BYTES,
+                dashboard=any(shape.workers > 1 for shape in shapes),
             )
         except ConnectError as error:
             raise UserError(str(error)) from error

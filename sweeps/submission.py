@@ -25,11 +25,12 @@ class Submission:
     config: dict[str, Any]
     cpus: int = 1
     device: str = "auto"
+    workers: int = 1
 
     def shape(self, gpus: bool) -> TrialShape:
         """Say what the trial occupies; `auto` takes a GPU where there are any."""
         wants_gpu = self.device == "cuda" or (self.device == "auto" and gpus)
-        return TrialShape(1, self.cpus, int(wants_gpu))
+        return TrialShape(self.workers, self.cpus, int(wants_gpu))
 
 
 class TrialQueue(SearchAlgorithm):
@@ -84,13 +85,14 @@ class TrialQueue(SearchAlgorithm):
         if not self._waiting or self.full():
             return None
         item, spec = self._waiting.popleft(), self._experiment.spec
+        shape = item.shape(self._gpus)
         trial = TuneTrial(
             spec["run"],
-            config=item.config,
+            config=item.config | {"gpus": shape.gpus_per_worker},
             trial_id=item.trial_id,
             experiment_tag=item.trial_id,
             storage=spec.get("storage"),
-            placement_group_factory=resources(item.shape(self._gpus)),
+            placement_group_factory=resources(shape),
             stopping_criterion=spec.get("stop") or {},
             checkpoint_config=spec.get("checkpoint_config"),
             trial_name_creator=lambda trial: trial.trial_id,

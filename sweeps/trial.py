@@ -6,79 +6,48 @@ last, so what it lists is whole, and a crash costs at most the segment in progre
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
 import time
 import traceback
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ray.tune import Trainable
 
+from cluster.resources import TrialShape
 from evaluation.throughput import Throughput
 from prx.config import parse_run_config
 from prx.errors import NonFiniteError, UserError
-from sweeps.history.recall import LEASE_SECONDS, Recall, Waypoint
+from sweeps.bench import Bench, Models, Parts, Settings, load
+from sweeps.group import Group, GroupBench, WorkersLost
+from sweeps.history.recall import Recall, Waypoint
 from sweeps.results import append_journal, read_journal
 
-
-@dataclass(frozen=True)
-class Parts:
-    """Import strings (`module:name`) of what a trial is made of; tests put fakes here.
-
-    `trainer(config, folder=, cache=)` has the interface of `prx.trainer.Trainer`, `evaluate(config, cache)`
-    gives a function from images to metrics, `prepare(configs, cache, report)` runs once before all trials, and
-    `lineage(config, cache)` names a run's states as `sweeps.history.keys.Lineage` does.
-    """
-
-    trainer: str = "prx.trainer:Trainer"
-    evaluate: str = "sweeps.measure:evaluate"
-    prepare: str = "sweeps.measure:prepare"
-    lineage: str = "sweeps.measure:lineage"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Plain data that a trial is started with; paths are absolute, `config` is JSON.
-
-    `history` is the store of everything trained, `waypoints` this trial's boundaries in it.
-    """
-
-    trial_id: str
-    config: dict[str, Any]
-    root: str
-    folder: str
-    cache: str
-    metric: str
-    trainer: str
-    evaluate: str
-    chunk_seconds: float = 2.0
-    history: str = ""
-    waypoints: tuple[Waypoint, ...] = ()
-    lease_seconds: float = LEASE_SECONDS
-
-
-def load(target: str) -> Any:
-    """Import `module:name`."""
-    module, _, name = target.partition(":")
-    return getattr(importlib.import_module(module), name)
+__all__ = ["Parts", "Settings", "TrialActor", "TrialRun", "load", "settle_process"]
+ATTEMPTS = 3
+"""How often a segment is begun when workers die in it, before the trial is given up."""
 
 
 class TrialRun:
-    """A trial in this process. Models are loaded only when there is something to train."""
+    """A trial, decided in this process. Models are loaded only when there is something to train.
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings, self.folder = settings, Path(settings.folder)
+    Args:
+        settings: The trial.
+        models: Loads them, in this process unless told.
+    """
+
+    def __init__(self, settings: Settings, models: Callable[[Settings], Models] = Bench) -> None:
+        self.settings, self.folder, self._models = settings, Path(settings.folder), models
         self.config = parse_run_config(settings.config)
         self.journal = read_journal(self.folder)
         self._replay = deque(sorted(self.journal.boundaries))
         self.recall = Recall(settings.history, settings.waypoints, self.folder, settings.lease_seconds)
         self._throughput = Throughput(self.config.batch_size)
-        self._wall, self._saved, self._trainer = self.journal.wall_seconds, 0, None  # type: float, int, Any
+        self._wall, self._saved = self.journal.wall_seconds, 0
+        self._bench: Models | None = None
         self._loss = float("nan")
 
     @property
@@ -110,7 +79,7 @@ class TrialRun:
 
     def _recalled(self) -> dict[str, Any] | None:
         """Take over the next boundary where anybody has trained and measured the same."""
-        if self.reached == self.config.steps or (self._trainer and self._trainer.step > self.reached):
+        if self.reached == self.config.steps or (self._bench and self._bench.step > self.reached):
             return None
         entry = self.recall.measured(self._boundary(self.reached))
         if entry is not None:
@@ -122,56 +91,55 @@ class TrialRun:
 
     def _train(self) -> dict[str, Any]:
         started = time.perf_counter()
-        trainer = self._trainer or self._start()
-        if trainer.step <= self.reached:
-            self._catch_up(trainer)
-        boundary = self._boundary(trainer.step)
-        if trainer.step < boundary:
-            progress = trainer.advance(boundary, seconds=self.settings.chunk_seconds)
+        bench = self._bench or self._start()
+        if bench.step <= self.reached:
+            self._catch_up(bench)
+        boundary = self._boundary(bench.step)
+        if bench.step < boundary:
+            progress = bench.advance(boundary, seconds=self.settings.chunk_seconds)
             self._loss = progress.loss
             for seconds in progress.step_seconds:
                 self._throughput.add(seconds)
-        if trainer.step < boundary:
+        if bench.step < boundary:
             self._wall += time.perf_counter() - started
-            return {"step": trainer.step, "done": False, **self._rates()}
+            return {"step": bench.step, "done": False, **self._rates()}
         if boundary in self.journal.boundaries:  # trained again because its checkpoint was lost
-            self._save()
+            self._save(bench)
             done = boundary == self.config.steps
             return (
                 self._report(self.journal.boundaries[boundary], replayed=True) if done else {"step": boundary}
             )
-        return self._report(self._measure(boundary, started), replayed=False)
+        return self._report(self._measure(bench, boundary, started), replayed=False)
 
     def close(self) -> None:
         """Keep what was trained since the last boundary, and release the models."""
         self.recall.release()
-        trainer, self._trainer = self._trainer, None
-        if trainer is None:
+        bench, self._bench = self._bench, None
+        if bench is None:
             return
-        if trainer.step > self._saved:
-            trainer.save()
-            line = {"kind": "interrupted", "step": trainer.step, "wall_seconds": self._wall}
+        if bench.step > self._saved:
+            bench.save()
+            line = {"kind": "interrupted", "step": bench.step, "wall_seconds": self._wall}
             append_journal(self.folder, line)
-        trainer.close()
+        bench.close()
 
     def abandon(self) -> None:
         """Release the models after an error, keeping nothing of the segment."""
         self.recall.release()
-        trainer, self._trainer = self._trainer, None
-        if trainer is not None:
-            trainer.close()
+        bench, self._bench = self._bench, None
+        if bench is not None:
+            bench.close()
 
-    def _start(self) -> Any:
+    def _start(self) -> Models:
         (self.folder / "error.txt").unlink(missing_ok=True)
-        trainer = load(self.settings.trainer)
-        self._trainer = trainer(self.config, folder=self.folder, cache=Path(self.settings.cache))
-        self._saved = self._trainer.resume()
-        return self._trainer
+        self._bench = self._models(self.settings)
+        self._saved = self._bench.step
+        return self._bench
 
-    def _catch_up(self, trainer: Any) -> None:
+    def _catch_up(self, bench: Models) -> None:
         """Go on from the deepest state that anybody has trained on this trial's way."""
-        if self.recall.fetch(self._boundary(self.reached), trainer.step) > trainer.step:
-            self._saved = trainer.resume()
+        if self.recall.fetch(self._boundary(self.reached), bench.step) > bench.step:
+            self._saved = bench.resume()
 
     def _boundary(self, step: int) -> int:
         """Give the boundary to reach: this very step if it was reached but never measured."""
@@ -181,15 +149,10 @@ class TrialRun:
             return step
         return min(steps, (step // every + 1) * every)
 
-    def _measure(self, step: int, started: float) -> dict[str, Any]:
-        from prx.images import save_grid
-
-        images = self._trainer.sample()
-        evaluate = load(self.settings.evaluate)(self.config, Path(self.settings.cache))
-        metrics = {key: float(value) for key, value in evaluate(images).items()}
+    def _measure(self, bench: Models, step: int, started: float) -> dict[str, Any]:
+        metrics = bench.measure()
         self._check(metrics, step)
-        save_grid(images[: self.config.evaluation.grid], self.folder / "samples" / f"step-{step:08d}.png")
-        self._save()
+        self._save(bench)
         self._wall += time.perf_counter() - started
         measured = metrics | {"loss": self._loss} | self._rates()
         entry = {
@@ -210,9 +173,9 @@ class TrialRun:
         if value is None or not math.isfinite(value):
             raise NonFiniteError(f"step {step}: {self.settings.metric} must be a finite number, got {value}")
 
-    def _save(self) -> None:
-        self._trainer.save()
-        self._saved = self._trainer.step
+    def _save(self, bench: Models) -> None:
+        bench.save()
+        self._saved = bench.step
 
     def _rates(self) -> dict[str, float]:
         if not self._throughput.num_steps:
@@ -236,7 +199,13 @@ class TrialRun:
 
 
 class TrialActor(Trainable):
-    """A worker process that runs one trial after the other: imports and evaluation networks are paid once."""
+    """A worker process that runs one trial after the other: imports and evaluation networks are paid once.
+
+    A trial of several workers has its models in theirs, which stay from one trial to the next too.
+    """
+
+    _group: Group | None = None
+    _losses = 0
 
     def setup(self, config: dict[str, Any]) -> None:
         """Take the first trial."""
@@ -251,23 +220,44 @@ class TrialActor(Trainable):
 
     def step(self) -> dict[str, Any]:
         """Go on; an error ends this trial only, and its traceback stays beside its journal."""
+        started = time.perf_counter()
         try:
             result, damage = self._run.next(), self._run.recall.damage()
-            return result | {"damage": damage} if damage else result
         except NonFiniteError as error:
             # The trial is lost, the process is sound: keep it, a new one would cost seconds of imports.
             self._fail()
             return {"step": self._run.reached, "done": True, "failed": f"NonFiniteError: {error}"}
+        except WorkersLost as error:
+            return self._lost(error) | {"spent_seconds": time.perf_counter() - started}
         except Exception:
             self._fail()
             raise
+        if "metrics" in result:
+            self._losses = 0
+        if result.get("done"):
+            self._run.close()
+        return result | {"damage": damage} if damage else result
+
+    def _lost(self, error: WorkersLost) -> dict[str, Any]:
+        """Go on with new workers, from the last checkpoint; whose segment kills them every time has failed."""
+        self._losses += 1
+        if self._losses == ATTEMPTS:
+            self._fail()
+            raise error
+        self._run.abandon()
+        return {"step": self._run.reached, "done": False, "restarts": str(error)}
 
     def _fail(self) -> None:
         (self._run.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         self._run.abandon()
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        """Say where the trial stands: the checkpoint itself is in the trial's own folder."""
+        """Say where the trial stands: the checkpoint itself is in the trial's own folder.
+
+        Tune asks before a pause. Workers of their own may then be wanted elsewhere, so they must have nothing left.
+        """
+        if self._group is not None:
+            self._run.close()
         return {"step": self._run.reached}
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
@@ -277,14 +267,32 @@ class TrialActor(Trainable):
     def cleanup(self) -> None:
         """Keep what was trained, and release everything."""
         self._run.close()
+        self._dismiss()
+
+    def _dismiss(self) -> None:
+        if self._group is not None:
+            self._group.end()
 
     def _begin(self, config: dict[str, Any]) -> None:
         points = tuple(Waypoint(**point) for point in config["waypoints"])
-        self._run = TrialRun(Settings(**{**config, "waypoints": points}))
-        self._run.folder.mkdir(parents=True, exist_ok=True)
+        settings = Settings(**{**config, "waypoints": points})
         # Tune moves a worker into a folder of its own; relative paths of data mean the start folder.
         os.chdir(os.environ.get("TUNE_ORIG_WORKING_DIR", "."))
-        set_threads(self._run.config.infrastructure.threads or 1)
+        self._losses = 0
+        self._run = TrialRun(settings, self._models(settings))
+        self._run.folder.mkdir(parents=True, exist_ok=True)
+
+    def _models(self, settings: Settings) -> Callable[[Settings], Models]:
+        """Say where a trial's models are: here, or with workers of its own."""
+        infrastructure = parse_run_config(settings.config).infrastructure
+        if infrastructure.workers == 1:
+            return Bench
+        shape = TrialShape(infrastructure.workers, infrastructure.threads or 1, settings.gpus)
+        if self._group is None or self._group.shape != shape:
+            self._dismiss()
+            self._group = Group(shape, Path(settings.root))
+        group = self._group
+        return lambda settings: GroupBench(settings, group)
 
 
 def settle_process(root: Path) -> None:
@@ -301,10 +309,3 @@ def settle_process(root: Path) -> None:
     for stream in (1, 2):
         os.dup2(target, stream)
     os.close(target)
-
-
-def set_threads(count: int) -> None:
-    """Bound the CPU threads of this process: trials side by side must not take each other's cores."""
-    import torch
-
-    torch.set_num_threads(count)

@@ -78,5 +78,5 @@ def test_two_workers_are_one(world, tmp_path):
         torch.testing.assert_close(first["weights"][name], value, rtol=1e-3, atol=2e-5)
     assert first["failure"] == second["failure"] == alone["failure"]
     assert alone["failure"] == "step 5: losses.contrastive became nan; the weights are those of step 4"
-    assert torch.equal(first["images"], second["images"])
+    assert len(second["images"]) == 0
     assert (first["images"].int() - alone["images"].int()).abs().max() <= 1

@@ -118,7 +118,9 @@ def trained(folder: Path) -> list[int]:
     return [int(line) for line in path.read_text().split()] if path.is_file() else []
 
 
-def make_plan(*names: str, scheduler: str = "{use: none}", seeds: str = "[0]", more: str = "") -> Plan:
+def make_plan(
+    *names: str, scheduler: str = "{use: none}", seeds: str = "[0]", more: str = "", workers: int = 1
+) -> Plan:
     """Plan 40-step trials with evaluations every 10 steps; the first name is the baseline."""
     source = parse_yaml(
         f"name: fake\nbase: embedded\naxes: {{alignment: [none]}}\nscheduler: {scheduler}\n"
@@ -130,7 +132,8 @@ def make_plan(*names: str, scheduler: str = "{use: none}", seeds: str = "[0]", m
     cells = []
     for name in names:
         config = parse_run_config(
-            settings | {"name": name, "text": {"encoder": name}, "infrastructure": {"threads": 1}}
+            settings
+            | {"name": name, "text": {"encoder": name}, "infrastructure": {"threads": 1, "workers": workers}}
         )
         cells.append(Cell(config_id(config), name, {"alignment": name}, config, name == names[0], {}))
     trials = [_trial(cell, seed) for seed in spec.seeds for cell in cells]

@@ -40,6 +40,7 @@ def play(run, until="done"):
 def test_boundaries_of_an_uninterrupted_trial(start):
     run = start()
     first = run.next()
+    assert first.pop("spent_seconds") > 0
     assert first == {"step": 5, "done": False}  # too few steps for a rate
     found = play(run)
     assert [(r["step"], r["done"], r["replayed"]) for r in found] == [
