@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 USAGE_ERROR = 2
 FOLDER_METRICS = ("cmmd", "dino_mmd", "fid")
+CHOICES = (*FOLDER_METRICS, "precision", "recall", "density", "coverage")
 EMBEDDED_FOLDERS = {"clip": "clip", "dino": "dino_mmd", "inception": "inception"}
 EMBEDDED_NOTE = "embedded weights, trained on small drawn scenes: compare only with figures made by them"
 
@@ -74,10 +75,10 @@ def _listed(real: Path, generated: Path) -> dict[str, list[Path]]:
 
 def _chosen_metrics(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",") if name.strip())
-    unknown = [name for name in names if name not in FOLDER_METRICS]
+    unknown = [name for name in names if name not in CHOICES]
     if unknown or not names:
         raise ValueError(
-            f"--metrics must be among {', '.join(FOLDER_METRICS)}, got {', '.join(unknown) or 'none'}"
+            f"--metrics must be among {', '.join(CHOICES)}, got {', '.join(unknown) or 'none'}"
         )
     return names
 

@@ -14,14 +14,18 @@ from torch import Tensor
 
 from evaluation.adherence import AttributeReader, Attributes, adherence, load_reader
 from evaluation.bootstrap import fid_draws, mmd_draws
+from evaluation.captions import clip_score, embed_captions
 from evaluation.features import BATCH_SIZE, Extractor, load_extractor
+from evaluation.manifold import MANIFOLD_METRICS, manifold
+from evaluation.manifold import MIN_SAMPLES as MIN_NEIGHBOURS
 from evaluation.metrics import ESTIMATORS, checked_pair, cmmd_result, dino_mmd_result, fid, fid_se, normalise
 from evaluation.preprocessing import checked_images
 from evaluation.references import build_reference
 
 MIN_SAMPLES = 4
 """Images without which no distance has a standard error."""
-METRIC_ROLES = {"cmmd": "clip", "dino_mmd": "dino", "fid": "inception", "adherence": "reader"}
+DISTANCES = {"cmmd": "clip", "dino_mmd": "dino", "fid": "inception"}
+METRIC_ROLES = DISTANCES | {"adherence": "reader", "clip_score": "clip"} | dict.fromkeys(MANIFOLD_METRICS, "dino")
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class EvaluationSpec:
     dino: str | Path | None = None
     inception: str | Path | None = None
     reader: str | Path | None = None
-    metrics: Sequence[str] = tuple(METRIC_ROLES)
+    metrics: Sequence[str] = (*DISTANCES, "adherence")
     resamples: int = 0
     seed: int = 0
     batch_size: int = BATCH_SIZE
@@ -84,16 +88,26 @@ def _check_device(name: str) -> None:
 def compare(
     generated: Mapping[str, Tensor], real: Mapping[str, Tensor], spec: EvaluationSpec
 ) -> dict[str, float]:
-    """Return every distance of the specification with its standard error.
+    """Return every distance of the specification, and what nearest neighbours say, with its standard error.
 
     Shapes: each entry float32 [samples, width], by role.
     """
     found: dict[str, float] = {}
     for name in spec.metrics:
-        if name != "adherence":
-            role = METRIC_ROLES[name]
+        if name in DISTANCES:
+            role = DISTANCES[name]
             found |= _distance(name, generated[role], real[role], spec)
-    return found
+    return found | _neighbours(generated, real, spec)
+
+
+def _neighbours(
+    generated: Mapping[str, Tensor], real: Mapping[str, Tensor], spec: EvaluationSpec
+) -> dict[str, float]:
+    chosen = [name for name in MANIFOLD_METRICS if name in spec.metrics]
+    if not chosen:
+        return {}
+    found = manifold(generated["dino"].to(spec.device), real["dino"].to(spec.device))
+    return {key: found[key] for name in chosen for key in (name, f"{name}_se")}
 
 
 def _distance(name: str, generated: Tensor, real: Tensor, spec: EvaluationSpec) -> dict[str, float]:
@@ -120,8 +134,9 @@ def check_count(count: int, spec: EvaluationSpec, extractors: Mapping[str, Extra
 
     Raises: ValueError naming `path`, the rule and the count.
     """
-    if count < MIN_SAMPLES:
-        raise ValueError(f"{path} must be at least {MIN_SAMPLES} for {', '.join(spec.metrics)}, got {count}")
+    least = MIN_NEIGHBOURS if set(MANIFOLD_METRICS) & set(spec.metrics) else MIN_SAMPLES
+    if count < least:
+        raise ValueError(f"{path} must be at least {least} for {', '.join(spec.metrics)}, got {count}")
     if "fid" in spec.metrics and not spec.allow_few and count <= extractors["inception"].width:
         raise ValueError(
             f"{path} must be greater than {extractors['inception'].width} for fid (its number of features, "
@@ -135,8 +150,10 @@ class Evaluator:
     The reference is embedded once; every call compares against all of it, so figures of equal `num_samples`
     are comparable. Nothing here is random but the bootstrap, which is seeded.
 
-    Shapes: reference_images uint8 [count, 3, H, W]; wanted_attributes has one entry per generated image.
-    Raises: ValueError for too few reference images, or adherence without wanted attributes.
+    Shapes: reference_images uint8 [count, 3, H, W]; wanted_attributes and captions have one entry per generated
+        image.
+    Raises: ValueError for too few reference images, adherence without wanted attributes, or clip_score without
+        captions.
     """
 
     def __init__(
@@ -147,6 +164,7 @@ class Evaluator:
         cache: Path | None,
         fingerprint: str,
         *,
+        captions: Sequence[str] | None = None,
         reference_attributes: Sequence[Attributes] | None = None,
         path: str = "evaluation.num_samples",
     ) -> None:
@@ -154,6 +172,8 @@ class Evaluator:
             raise ValueError(
                 "evaluation.metrics: adherence needs wanted attributes for every image, got none"
             )
+        if "clip_score" in spec.metrics and captions is None:
+            raise ValueError("evaluation.metrics: clip_score needs a caption for every image, got none")
         self.spec = spec
         self.path = path
         self._wanted = wanted_attributes
@@ -161,6 +181,9 @@ class Evaluator:
         self._reference_attributes = reference_attributes
         self._extractors = spec.load_extractors()
         self._reader = spec.load_reader()
+        self._captions = None
+        if "clip_score" in spec.metrics and captions is not None and spec.clip is not None:
+            self._captions = embed_captions(spec.clip, captions, device=spec.device)
         check_count(len(reference_images), spec, self._extractors, "number of reference images")
         self.reference = build_reference(
             reference_images,
@@ -175,7 +198,7 @@ class Evaluator:
 
         Shapes: images uint8 [N, 3, H, W], in the order of the wanted attributes.
         Raises: ValueError naming the config path for too few images, or for a count that does not match the
-            wanted attributes.
+            wanted attributes or captions.
         """
         check_count(len(checked_images(images)), self.spec, self._extractors, self.path)
         embeddings = {
@@ -183,7 +206,8 @@ class Evaluator:
             for role, extractor in self._extractors.items()
         }
         found = compare(embeddings, self.reference.embeddings, self.spec)
-        return found | self._adherence(images, self._wanted) | {"num_samples": float(len(images))}
+        found |= self._adherence(images, self._wanted) | self._clip_score(embeddings)
+        return found | {"num_samples": float(len(images))}
 
     def reference_floor(self) -> dict[str, float]:
         """Return the metrics between two halves of the reference set: what a perfect model would show.
@@ -212,6 +236,12 @@ class Evaluator:
         if self._reader is not None:
             named["reader_version"] = self._reader.version
         return named | {"reference_hash": self.reference.hash, "reference_count": str(self.reference.count)}
+
+    def _clip_score(self, embeddings: Mapping[str, Tensor]) -> dict[str, float]:
+        if self._captions is None:
+            return {}
+        mean, se = clip_score(embeddings["clip"], self._captions)
+        return {"clip_score": mean, "clip_score_se": se}
 
     def _adherence(self, images: Tensor, wanted: Sequence[Attributes] | None) -> dict[str, float]:
         if self._reader is None or wanted is None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from evaluation.arrays import Embeddings, checked_pair, normalise
 from evaluation.frechet import fid, fid_se
+from evaluation.manifold import manifold
 from evaluation.mmd import MmdResult, mmd, mmd_result
 from evaluation.unit_mmd import unit_mmd_result
 
 __all__ = [
     "ESTIMATORS", "MmdResult", "checked_pair", "cmmd", "cmmd_result", "dino_mmd", "dino_mmd_result", "fid", "fid_se",
-    "mmd", "mmd_result", "normalise",
+    "manifold", "mmd", "mmd_result", "normalise",
 ]  # fmt: skip
 
 _MMD = "1000 x MMD², V-statistic with diagonal, Gaussian kernel sigma 10, unit"
@@ -17,6 +18,11 @@ ESTIMATORS = {
     "cmmd": f"{_MMD} CLIP embeddings",
     "dino_mmd": f"{_MMD} DINO CLS tokens",
     "fid": "Frechet distance of Gaussian fits, unbiased covariances, pooled classifier features",
+    "clip_score": "100 x cosine between CLIP embeddings of image and caption, mean over images",
+    "precision": "share of generated images inside a ball to a real image's 3rd neighbour, unit DINO CLS tokens",
+    "recall": "share of real images inside a ball to a generated image's 3rd neighbour, unit DINO CLS tokens",
+    "density": "real balls to the 5th neighbour around a generated image, over 5, unit DINO CLS tokens",
+    "coverage": "share of real balls to the 5th neighbour that hold a generated image, unit DINO CLS tokens",
     "adherence": "share of the asked attributes read back from the image, mean over images",
 }
 

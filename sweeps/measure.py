@@ -44,6 +44,19 @@ def prepare(configs: Sequence[RunConfig], cache: Path, report: Report) -> None:
     _evaluator.cache_clear()
 
 
+def unmeasurable(name: str, config: RunConfig) -> str | None:
+    """Say what a metric lacks in a configuration, as far as that can be seen without a download."""
+    from prx.loaders import resolve
+
+    role = METRICS[name].role
+    path = getattr(config.evaluation, role) if role else None
+    if role and path is None:
+        return f"{name} needs evaluation.{role} in every cell, got null"
+    if name == "clip_score" and Path(resolve(path)).is_dir() and not _computable(name, config):
+        return f"clip_score needs a CLIP with its text tower and tokenizer as evaluation.clip, got {path}"
+    return None
+
+
 def lineage(config: RunConfig, cache: Path) -> Lineage:
     """Name the states of a run whose data are prepared."""
     from prx import prepare as encodings
@@ -56,6 +69,15 @@ def _shared(config: RunConfig) -> RunConfig:
     """Reduce a configuration to what its evaluation depends on, so that trials share one evaluator."""
     evaluation = config.evaluation.model_copy(update={"every": 1, "grid": 1})
     return RunConfig(data=config.data, evaluation=evaluation, infrastructure=config.infrastructure)
+
+
+def _computable(name: str, config: RunConfig) -> bool:
+    """Leave out clip_score where the CLIP role has no text tower, as metrics without a role are left out."""
+    from evaluation.captions import has_text_tower
+    from prx.loaders import resolve
+
+    clip = config.evaluation.clip
+    return name != "clip_score" or (clip is not None and has_text_tower(resolve(clip)))
 
 
 @lru_cache(maxsize=2)
@@ -72,12 +94,13 @@ def _evaluator(shared: str, cache: Path) -> Evaluator:
     try:
         spec = EvaluationSpec(
             **{role: resolve(path) for role, path in weights.items() if path},  # type: ignore[arg-type]
-            metrics=[name for name, role in roles.items() if weights[role]],
+            metrics=[name for name, role in roles.items() if weights[role] and _computable(name, config)],
             batch_size=config.evaluation.batch_size,
             device=str(device_of(config)),
         )
         return Evaluator(
-            spec, reference.images, reference.attributes, cache / "references", reference.fingerprint
-        )
+            spec, reference.images, reference.attributes, cache / "references", reference.fingerprint,
+            captions=reference.prompts,
+        )  # fmt: skip
     except ValueError as error:
         raise error if isinstance(error, UserError) else UserError(f"evaluation: {error}") from error

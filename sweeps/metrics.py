@@ -21,6 +21,11 @@ METRICS: dict[str, Metric] = {
     "dino_mmd": Metric("min", "dino"),
     "fid": Metric("min", "inception"),
     "adherence": Metric("max", "reader"),
+    "clip_score": Metric("max", "clip"),
+    "precision": Metric("max", "dino"),
+    "recall": Metric("max", "dino"),
+    "density": Metric("max", "dino"),
+    "coverage": Metric("max", "dino"),
     "samples_per_second": Metric("max"),
     "batches_per_second": Metric("max"),
 }

@@ -21,7 +21,7 @@ from sweeps.catalogue import Level, axis_levels
 from sweeps.cells import BASELINE, SEPARATOR, Cell, Dropped, Plan, make_trial
 from sweeps.cells import Trial as Trial
 from sweeps.designs import Combination, combinations
-from sweeps.metrics import METRICS
+from sweeps.measure import unmeasurable
 from sweeps.patches import clash, differences, read_patch
 from sweeps.spec import SweepSpec
 
@@ -210,9 +210,9 @@ def _unmeasured(spec: SweepSpec, source: Source, drafts: list[_Draft]) -> Iterat
     if spec.scheduler.use != "none":
         deciding[("scheduler", "metric")] = spec.scheduler.metric
     for keys, name in deciding.items():
-        role = METRICS[name].role
-        if role and any(getattr(draft.config.evaluation, role) is None for draft in drafts):
-            yield source.problem(keys, f"{name} needs evaluation.{role} in every cell, got null")
+        lacking = next((text for draft in drafts if (text := unmeasurable(name, draft.config))), None)
+        if lacking is not None:
+            yield source.problem(keys, lacking)
 
 
 def _untrainable(

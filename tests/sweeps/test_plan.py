@@ -281,6 +281,14 @@ def test_a_deciding_metric_needs_its_network():
     assert "s.yaml:10: scheduler.metric: cmmd needs evaluation.clip in every cell, got null" in errors(text)
 
 
+def test_a_deciding_clip_score_needs_a_text_tower(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"model_type": "clip_vision_model"}')
+    text = THREE + f"set: {{evaluation.clip: '{tmp_path}'}}\nobjectives: {{clip_score: max}}\n"
+    expected = f"clip_score needs a CLIP with its text tower and tokenizer as evaluation.clip, got {tmp_path}"
+    assert errors(text) == f"s.yaml:9: objectives.clip_score: {expected}"
+    assert plan_of(THREE + "objectives: {clip_score: max}\n").cells
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_sweeps_plan_with_nothing_left_out(path, monkeypatch, tmp_path):
     monkeypatch.undo()

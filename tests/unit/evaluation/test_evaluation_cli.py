@@ -72,6 +72,13 @@ def test_json_equals_the_pure_functions(folders: tuple[Path, Path], options: lis
     assert same["fid"] == pytest.approx(0, abs=1e-6)
 
 
+def test_neighbours_are_compared_where_asked_for(folders: tuple[Path, Path], options: list[str]) -> None:
+    found = json.loads(invoke(*folders, *options, "--metrics", "precision,coverage", "--json").stdout)
+    assert 0 <= found["precision"] <= 1
+    assert found["coverage_se"] > 0
+    assert not {"recall", "cmmd"} & set(found)
+
+
 def test_chosen_metrics_need_only_their_weights(folders: tuple[Path, Path], weights: dict[str, Path]) -> None:
     arguments = ("--metrics", "cmmd", "--clip", weights["clip"], "--resamples", 5, "--json")
     found = json.loads(invoke(*folders, *arguments).stdout)
