@@ -1,4 +1,4 @@
-"""`prx-sweep plan | run | status | report | techniques`, the same as `python -m sweeps`."""
+"""`prx-sweep plan | run | status | report | techniques | simulate`, the same as `python -m sweeps`."""
 
 from __future__ import annotations
 
@@ -124,6 +124,25 @@ def techniques(
     from sweeps.techniques import find, render_all, render_one
 
     _console().print(render_all() if name is None else render_one(find(name)))
+
+
+@app.command()
+def simulate(
+    file: Annotated[Path, typer.Argument(help="YAML of a sweep, or a results.parquet.", metavar="FILE")],
+    results: Annotated[
+        Path | None, typer.Option(help="Recorded curves of the sweep; synthetic ones unless told.", metavar="PARQUET")
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="Metric that decides, of recorded curves.")] = None,
+    workers: Annotated[int, typer.Option(help="Trials at a time.", min=1)] = 2,
+    arrivals: Annotated[int, typer.Option(help="Orders of arrival to try; the first is as planned.", min=1)] = 50,
+    seed: Annotated[int, typer.Option(help="Seed of synthetic curves.", min=0)] = 0,
+    factor: Annotated[int | None, typer.Option(help="Reduction factor, instead of the sweep's.", min=2)] = None,
+    grace_steps: Annotated[int | None, typer.Option(help="First rung, instead of the sweep's.", min=1)] = None,
+) -> None:
+    """Show what every early-stopping rule would save and lose, in seconds; trains nothing."""
+    from sweeps.simulation.command import Request, run
+
+    run(Request(file, results, metric, workers, arrivals, seed, factor, grace_steps), _console())
 
 
 def _console() -> Console:

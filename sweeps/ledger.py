@@ -168,14 +168,19 @@ class Ledger:
         """A trial waits for another one that trains the same segment."""
         self._settle(trial_id, TrialState("paused", f"waits for step {step}, which another trial trains"), "paused")
 
-    def paused(self, trial_id: str, step: int) -> None:
-        """A trial waits at a rung."""
-        self._settle(trial_id, TrialState("paused", f"waits at rung {step}"), "paused")
+    def paused(self, trial_id: str, reason: str) -> None:
+        """A trial waits, at a rung, in reserve or for the baseline."""
+        self._settle(trial_id, TrialState("paused", reason), "paused")
 
     def pruned(self, trial_id: str, reason: str) -> None:
-        """A trial was stopped early; one that is complete stays so."""
-        if self.trials[trial_id].state.state != "complete":
+        """A trial was stopped early; one that has ended stays as it is."""
+        if self.trials[trial_id].state.state not in FINISHED:
             self._settle(trial_id, TrialState("pruned", reason), "pruned")
+
+    def completed(self, trial_id: str, reason: str) -> None:
+        """A trial has what it was trained for before its last step; one that has ended stays as it is."""
+        if self.trials[trial_id].state.state not in FINISHED:
+            self._settle(trial_id, TrialState("complete", reason), "complete")
 
     def failed(self, trial_id: str, reason: str) -> None:
         """A trial ended with an error."""

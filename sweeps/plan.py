@@ -24,6 +24,7 @@ from sweeps.designs import Combination, combinations
 from sweeps.measure import unmeasurable
 from sweeps.patches import clash, differences, read_patch
 from sweeps.spec import SweepSpec
+from sweeps.stopping.pace import unreachable
 
 LeftOut = tuple[Combination, tuple[str, ...]]
 """A combination that is not trained, and the reasons."""
@@ -68,6 +69,7 @@ def _planned(spec: SweepSpec, source: Source) -> Plan:
     _refuse_clashes(base, levels, wanted)
     drafts = _drafts(spec, source, base, levels, wanted)
     _refuse(_unmeasured(spec, source, drafts))
+    _refuse(unreachable(spec.scheduler, source, [draft.config for draft in drafts]))
     _refuse(_untrainable(spec, source, drafts, dropped))
     cells, twins = _cells(spec, drafts)
     reasons = [(draft.combination, tuple(map(_reason, draft.problems))) for draft in drafts if draft.problems]
@@ -207,7 +209,7 @@ def common_settings(spec: SweepSpec, source: Source) -> Source:
 def _unmeasured(spec: SweepSpec, source: Source, drafts: list[_Draft]) -> Iterator[Problem]:
     """A metric that decides needs the network that measures it, in every cell."""
     deciding = {("objectives", name): name for name in spec.objectives}
-    if spec.scheduler.use != "none":
+    if spec.scheduler.decides:
         deciding[("scheduler", "metric")] = spec.scheduler.metric
     for keys, name in deciding.items():
         lacking = next((text for draft in drafts if (text := unmeasurable(name, draft.config))), None)

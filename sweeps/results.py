@@ -39,7 +39,11 @@ STATES = ("pending", "running", "paused", *FINISHED)
 
 @dataclass(frozen=True)
 class TrialInfo:
-    """What a table needs to know of a planned trial. `values` holds what a search varies, by path."""
+    """What tables and early stopping need to know of a planned trial.
+
+    `values` holds what a search varies, by path; `scheduled_until` is the step of the last scheduled change of
+    the trial's techniques.
+    """
 
     trial_id: str
     cell_id: str
@@ -48,6 +52,8 @@ class TrialInfo:
     seed: int
     levels: dict[str, str]
     values: dict[str, Any] = field(default_factory=dict)
+    batch_size: int = 0
+    scheduled_until: int = 0
 
 
 @dataclass(frozen=True)

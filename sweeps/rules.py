@@ -15,6 +15,7 @@ from sweeps.design_rules import design
 from sweeps.metrics import METRICS, RESULT_COLUMNS
 from sweeps.patches import read_patch
 from sweeps.seeds import AdaptiveSeeds
+from sweeps.stopping.spec import problems as scheduler_problems
 
 if TYPE_CHECKING:
     from sweeps.spec import SweepSpec
@@ -31,21 +32,8 @@ def trial(spec: SweepSpec, source: Source) -> Iterator[Problem]:
 
 
 def scheduler(spec: SweepSpec, source: Source) -> Iterator[Problem]:
-    """Rungs are evaluations, and the first one leaves something to save."""
-    grace, every, steps = spec.scheduler.grace_steps, spec.trial.eval_every, spec.trial.steps
-    if spec.scheduler.use == "none":
-        return
-    if grace is None and every >= steps:
-        message = (
-            f"must be less than trial.steps ({steps}) for scheduler.use {spec.scheduler.use}, got {every}"
-        )
-        yield source.problem(("trial", "eval_every"), message)
-    if grace is not None and grace % every:
-        message = f"must be a multiple of trial.eval_every ({every}), got {grace}"
-        yield source.problem(("scheduler", "grace_steps"), message)
-    if grace is not None and grace >= steps:
-        message = f"must be less than trial.steps ({steps}), got {grace}"
-        yield source.problem(("scheduler", "grace_steps"), message)
+    """Rungs are evaluations, and stoppers can act."""
+    yield from scheduler_problems(spec.scheduler, spec.trial.steps, spec.trial.eval_every, source)
 
 
 def objectives(spec: SweepSpec, source: Source) -> Iterator[Problem]:

@@ -23,6 +23,8 @@ from sweeps.live import Display, open_display
 from sweeps.logs import ENVIRONMENT, environment, terminated_as_interrupted
 from sweeps.metrics import METRICS
 from sweeps.results import FINISHED, SweepFolder, SweepInfo, TrialInfo
+from sweeps.stopping.pace import scheduled_until
+from sweeps.stopping.spec import RAY_RULES
 from sweeps.waves import Wave, make_waves
 
 if TYPE_CHECKING:
@@ -36,9 +38,10 @@ OBJECT_STORE_BYTES = 200 * 1024**2
 
 def trial_info(trial: Trial, searched: Mapping[str, bool]) -> TrialInfo:
     """Reduce a trial to what tables need; `searched` maps paths to whether they hold numbers only."""
-    cell = trial.cell
-    values = searched_values(trial.config, searched) if searched else {}
-    return TrialInfo(trial.trial_id, cell.cell_id, cell.name, cell.is_baseline, trial.seed, cell.levels, values)
+    cell, config = trial.cell, trial.config
+    values = searched_values(config, searched) if searched else {}
+    return TrialInfo(trial.trial_id, cell.cell_id, cell.name, cell.is_baseline, trial.seed, cell.levels, values,
+                     config.batch_size, scheduled_until(config))  # fmt: skip
 
 
 def searched_values(config: RunConfig, searched: Mapping[str, bool]) -> dict[str, Any]:
@@ -53,7 +56,7 @@ def searched_values(config: RunConfig, searched: Mapping[str, bool]) -> dict[str
 def sweep_info(plan: Plan) -> SweepInfo:
     """Reduce a plan to what tables need."""
     spec = plan.spec
-    metric = spec.scheduler.metric if spec.scheduler.use != "none" else next(iter(spec.objectives))
+    metric = spec.scheduler.metric if spec.scheduler.decides else next(iter(spec.objectives))
     searched = plan.search.paths() if plan.search else {}
     trials = tuple(trial_info(trial, searched) for trial in plan.trials)
     axes = tuple(spec.axes)
@@ -73,7 +76,7 @@ class Session:
 
         self.plan, self.folder, self.parts, self.console = plan, folder, parts, console
         self.history = str(history)
-        self.ledger = Ledger(folder, sweep_info(plan), keep_pruned=plan.spec.scheduler.use == "asha")
+        self.ledger = Ledger(folder, sweep_info(plan), keep_pruned=plan.spec.scheduler.use in RAY_RULES)
         self.waves = make_waves(plan, self.ledger)
         self.meter, self.devices, self._cut = Meter(plan.spec.budget, folder.spent), dict[str, int](), False
         self.queue = TrialQueue(more=self._advance)
@@ -146,7 +149,9 @@ class Session:
         boundaries = self.ledger.trials[trial_id].journal.boundaries
         for step, entry in sorted(boundaries.items()):
             if self.scheduler.replays_all or trial_id not in given:
-                self.scheduler.replay(trial_id, step, entry["metrics"])
+                self.scheduler.replay(
+                    trial_id, step, entry["metrics"] | {"device_seconds": entry["device_seconds"]}
+                )
         if trial_id not in given:
             self.scheduler.settled(trial_id)
 

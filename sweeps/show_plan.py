@@ -67,14 +67,19 @@ def _more_seeds(seeds: AdaptiveSeeds) -> str:
 
 
 def _early(plan: Plan) -> str:
-    spec, rungs = plan.spec, plan.spec.rungs()
-    evaluations = f"evaluated every {spec.trial.eval_every:,} steps"
-    if not rungs:
-        return f"{evaluations}; no early stopping"
+    scheduler, rungs = plan.spec.scheduler, plan.spec.rungs()
+    evaluations = f"evaluated every {plan.spec.trial.eval_every:,} steps"
+    stops = [name.replace("_", " ") for name, value in scheduler.stop if value is not None]
+    ends = f"; trials also end by: {', '.join(stops)}" if stops else ""
+    if scheduler.use == "none":
+        return f"{evaluations}; no early stopping{ends}"
     at = ", ".join(f"{rung:,}" for rung in rungs)
-    share = f"about 1 in {spec.scheduler.reduction_factor} goes on"
-    least = f" (at least {least_steps(plan):,} steps in all)" if spec.scheduler.use == "halving" else ""
-    return f"{evaluations}; {spec.scheduler.use} on {spec.scheduler.metric} at {at}: {share}{least}"
+    if not rungs:
+        clock = scheduler.unit.replace("_", "-")
+        at = f"{scheduler.grace:g} {clock} and every {scheduler.reduction_factor}-fold of it"
+    share = f"about 1 in {scheduler.reduction_factor} goes on"
+    least = f" (at least {least_steps(plan):,} steps in all)" if scheduler.use == "halving" and rungs else ""
+    return f"{evaluations}; {scheduler.use} on {scheduler.metric} at {at}: {share}{least}{ends}"
 
 
 def _cells(cells: Sequence[Cell], limit: int) -> Table:

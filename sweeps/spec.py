@@ -19,14 +19,15 @@ from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, Valida
 
 from prx.config import PositiveFloat, Strict, problems_of
 from prx.errors import ConfigError, Problem
-from prx.registry import choices
 from prx.yamlsource import Source, read_yaml
 from sweeps import rules
 from sweeps.budget import BudgetSpec
 from sweeps.designs import Design, DesignSpec
-from sweeps.metrics import METRICS, QUALITY, Direction
+from sweeps.fields import choice
+from sweeps.metrics import METRICS, Direction
 from sweeps.search.spec import SearchSpec
 from sweeps.seeds import Seeds, first_seeds
+from sweeps.stopping.spec import SchedulerSpec
 
 
 def _spelled(pattern: str, rule: str) -> Callable[[str], str]:
@@ -46,16 +47,7 @@ AxisName = Annotated[str, AfterValidator(_axis_name)]
 Slug = Annotated[str, AfterValidator(_slug)]
 
 
-def _choice(allowed: tuple[str, ...]) -> AfterValidator:
-    def validate(value: str) -> str:
-        if value not in allowed:
-            raise ValueError(choices(value, list(allowed)))
-        return value
-
-    return AfterValidator(validate)
-
-
-MetricName = Annotated[str, _choice(tuple(METRICS))]
+MetricName = Annotated[str, choice(tuple(METRICS))]
 
 
 class InlineLevel(Strict):
@@ -77,20 +69,6 @@ def _level(value: Any) -> Any:
 
 
 Level = Annotated[str | InlineLevel, BeforeValidator(_level)]
-
-
-class SchedulerSpec(Strict):
-    """How losers are stopped early. With `none` every trial trains to its end; the other keys then wait.
-
-    `grace_steps` is the first rung (default: the first evaluation); each later rung is `reduction_factor`
-    times as far, and about one in `reduction_factor` goes on.
-    """
-
-    use: Annotated[str, _choice(("halving", "asha", "none"))] = "none"
-    metric: Annotated[str, _choice(QUALITY)] = "cmmd"
-    grace_steps: PositiveInt | None = None
-    reduction_factor: Annotated[int, Field(ge=2)] = 3
-    noise_aware: bool = True
 
 
 class TrialSpec(Strict):
@@ -145,14 +123,10 @@ class SweepSpec(Strict):
         return first_seeds(self.seeds)
 
     def rungs(self) -> tuple[int, ...]:
-        """Give the steps at which losers are stopped; none without a scheduler."""
-        if self.scheduler.use == "none":
+        """Give the steps at which losers are stopped; none without a scheduler, or where rungs count otherwise."""
+        if self.scheduler.use == "none" or self.scheduler.unit != "steps":
             return ()
-        found, step = [], self.scheduler.grace_steps or self.trial.eval_every
-        while step < self.trial.steps:
-            found.append(step)
-            step *= self.scheduler.reduction_factor
-        return tuple(found)
+        return tuple(map(int, self.scheduler.rungs(self.trial.eval_every, self.trial.steps)))
 
 
 def level_name(level: str | InlineLevel) -> str:

@@ -1,4 +1,4 @@
-"""`python -m sweeps.benchmarks loop | launch | guidance | mmd | techniques | plan`."""
+"""`python -m sweeps.benchmarks loop | launch | guidance | mmd | techniques | plan | early_stopping`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Cache = Annotated[Path, typer.Option(help="Folder for encodings, shared with swe
 
 @app.callback()
 def commands() -> None:
-    """Measure speed; every figure comes as a ratio of two things measured side by side."""
+    """Measure; every figure of speed comes as a ratio of two things measured side by side."""
 
 
 @app.command()
@@ -98,6 +98,25 @@ def mmd(
     from sweeps.benchmarks.mmd import measure
 
     measure(num, width, rounds, with_exact=exact)
+
+
+@app.command(name="early_stopping")
+def early_stopping(
+    results: Annotated[Path, typer.Argument(help="results.parquet of a sweep that stopped nobody.", metavar="PARQUET")],
+    seeds: Annotated[list[int] | None, typer.Option(help="Only this seed; may be given several times.")] = None,
+    metric: Annotated[str, typer.Option(help="Metric that decides.")] = "cmmd",
+    arrivals: Annotated[int, typer.Option(help="Orders of arrival; the first is as planned.", min=1)] = 200,
+    workers: Annotated[int, typer.Option(help="Trials at a time.", min=1)] = 2,
+    factor: Annotated[int | None, typer.Option(help="Reduction factor, instead of the default.", min=2)] = None,
+    noise_errors: Annotated[float | None, typer.Option(help="What counts as a tie, instead of the default.")] = None,
+) -> None:
+    """Compare early stopping with Ray's ASHA and with none on recorded curves: steps saved, best cell kept."""
+    from sweeps.benchmarks.early_stopping import measure
+    from sweeps.stopping.spec import SchedulerSpec
+
+    given = {"reduction_factor": factor, "noise_errors": noise_errors}
+    spec = SchedulerSpec.model_validate({key: value for key, value in given.items() if value is not None})
+    measure(results, seeds or (), metric, arrivals, workers, spec)
 
 
 def main() -> None:

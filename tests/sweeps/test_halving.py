@@ -8,12 +8,23 @@ import random
 
 import pytest
 
-from sweeps.halving import NOISE_FACTOR, Cohort
+from sweeps.halving import Cohort, Unit
+from sweeps.stopping.paired import SHARED
+
+
+def cohort_of(units, rungs, *, protected=(), **options):
+    """Make a cohort from unit -> seeds."""
+    made = {unit: Unit(tuple(seeds), protected=unit in protected) for unit, seeds in units.items()}
+    return Cohort(made, rungs, **{"factor": 2, **options})
+
+
+def out(cohort):
+    return {unit: reason for unit in cohort.units if (reason := cohort.reason(unit)) is not None}
 
 
 def play(reports, units, rungs, **options):
     """Feed reports in order, holding back those of units that are out, as a scheduler would."""
-    cohort = Cohort(units, rungs, **{"factor": 2, **options})
+    cohort = cohort_of(units, rungs, **options)
     decisions = []
     waiting = list(reports)
     while waiting:
@@ -44,9 +55,9 @@ def test_survivors_do_not_depend_on_arrival():
     for _ in range(2000):
         order = reports[:]
         rng.shuffle(order)
-        _, decisions = play(order, units, (100, 300, 900), factor=3, noise_aware=False)
+        _, decisions = play(order, units, (100, 300, 900), factor=3, noise_errors=0)
         outcomes.add(
-            tuple((d.step, tuple(sorted(d.survivors)), tuple(sorted(d.losers.items()))) for d in decisions)
+            tuple((d.rung, tuple(sorted(d.survivors)), tuple(sorted(d.losers.items()))) for d in decisions)
         )
     assert len(outcomes) == 1
     assert [len(survivors) for _, survivors, _ in outcomes.pop()] == [3, 1, 1]
@@ -57,13 +68,18 @@ def test_every_order_of_failures_gives_the_same_survivors():
     values = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}
     outcomes = set()
     for order in itertools.permutations("abcde"):
-        cohort = Cohort(units, (10,), factor=2)
+        cohort = cohort_of(units, (10,), factor=2)
         decisions = []
         for name in order:
             decisions += cohort.record(name, 0, 10, values[name]) if name in values else cohort.leave(name, 0)
         assert len(decisions) == 1
         outcomes.add(decisions[0].survivors)
     assert outcomes == {("a", "b")}
+
+
+def noise(one, other):
+    """The variance of a difference of two correlated values."""
+    return math.sqrt(one**2 + other**2 - 2 * SHARED * one * other)
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
@@ -73,7 +89,7 @@ def test_against_brute_force(mode):
         count, factor = rng.randint(1, 12), rng.choice([2, 3, 4])
         values = {f"u{i}": rng.choice([rng.random(), 0.5]) for i in range(count)}
         errors = {unit: rng.random() * 0.1 for unit in values}
-        cohort = Cohort(dict.fromkeys(values, (0,)), (5,), factor=factor, mode=mode, protected={"u0"})
+        cohort = cohort_of(dict.fromkeys(values, (0,)), (5,), factor=factor, mode=mode, protected={"u0"})
         decisions = [d for unit in values for d in cohort.record(unit, 0, 5, values[unit], errors[unit])]
         sign = 1 if mode == "min" else -1
         ranked = sorted(values, key=lambda unit: (sign * values[unit], unit))
@@ -83,29 +99,32 @@ def test_against_brute_force(mode):
             for unit in values
             if unit == "u0"
             or ranked.index(unit) <= ranked.index(worst)
-            or sign * (values[unit] - values[worst]) <= NOISE_FACTOR * math.hypot(errors[unit], errors[worst])
+            or sign * (values[unit] - values[worst]) <= noise(errors[unit], errors[worst])
         }
         assert set(decisions[0].survivors) == expected
         assert set(decisions[0].losers) == set(values) - expected
 
 
 def test_no_decision_before_the_last_member():
-    cohort = Cohort({"a": (0,), "b": (0,), "c": (0,)}, (10,), factor=3)
+    cohort = cohort_of({"a": (0,), "b": (0,), "c": (0,)}, (10,), factor=3)
     assert cohort.record("a", 0, 10, 1.0) == []
     assert cohort.record("b", 0, 10, 2.0) == []
-    assert cohort.waits_at(10)
-    assert not cohort.waits_at(5)
+    assert cohort.waits("a", 10, 10) == "waits at rung 10"
+    assert cohort.waits("a", 5, 5) is None
     assert cohort.missing == {("c", 0)}
     (decision,) = cohort.record("c", 0, 10, 3.0)
     assert decision.survivors == ("a",)
-    assert not cohort.waits_at(10)
-    assert cohort.reason("c") == "rung 10: cmmd 3 behind 1 (kept best 1 of 3)"
-    assert cohort.reason("a") is None
+    assert cohort.waits("a", 10, 10) is None
+    assert cohort.waits("c", 10, 10) == "in reserve after rung 10: cmmd 3 behind 1 (kept best 1 of 3)"
+    assert out(cohort) == {}
+    assert cohort.leave("a", 0, "finished") == []
+    assert out(cohort)["c"] == "rung 10: cmmd 3 behind 1 (kept best 1 of 3)"
+    assert set(out(cohort)) == {"b", "c"}
 
 
 def test_seeds_are_judged_together():
     """By single seeds `b` would win seed 1; by means `a` wins."""
-    cohort = Cohort({"a": (0, 1), "b": (0, 1)}, (10,), factor=2, noise_aware=False)
+    cohort = cohort_of({"a": (0, 1), "b": (0, 1)}, (10,), factor=2, noise_errors=0)
     for unit, seed, value in [("a", 0, 1.0), ("b", 0, 3.0), ("a", 1, 2.0)]:
         assert cohort.record(unit, seed, 10, value) == []
     (decision,) = cohort.record("b", 1, 10, 1.5)
@@ -113,24 +132,35 @@ def test_seeds_are_judged_together():
     assert decision.losers["b"] == "rung 10: cmmd 2.25 behind 1.5 (kept best 1 of 2)"
 
 
-def test_noise_shrinks_with_seeds():
-    """A gap of 1 is a tie with one seed of error 0.8 a side, and none with four."""
-    for seeds, survivors in [((0,), 2), ((0, 1, 2, 3), 1)]:
-        cohort = Cohort({"a": seeds, "b": seeds}, (10,), factor=2)
-        found = [d for unit, value in [("a", 1.0), ("b", 2.0)] for s in seeds
-                 for d in cohort.record(unit, s, 10, value, 0.8)]  # fmt: skip
-        assert len(found[0].survivors) == survivors
+def test_noise_is_the_spread_of_paired_differences():
+    """Both cells move with the seed by far more than they differ; their difference hardly moves."""
+    levels = {0: 1.0, 1: 5.0, 2: 3.0}
+    for wobble, survivors in [(0.01, ("a",)), (0.2, ("a", "b"))]:
+        cohort = cohort_of({"a": (0, 1, 2), "b": (0, 1, 2)}, (10,))
+        found = []
+        for seed, level in levels.items():
+            found += cohort.record("a", seed, 10, level, 9.0)
+            found += cohort.record("b", seed, 10, level + 0.05 + wobble * (seed - 1), 9.0)
+        assert found[0].survivors == survivors
+
+
+def test_one_seed_goes_by_the_metrics_own_errors():
+    for se, survivors in [(0.99, ("a",)), (1.01, ("a", "b"))]:
+        cohort = cohort_of({"a": (0,), "b": (0,)}, (10,))
+        cohort.record("a", 0, 10, 1.0, se)
+        (decision,) = cohort.record("b", 0, 10, 2.0, se)
+        assert decision.survivors == survivors
 
 
 def test_the_baseline_is_never_taken_out():
-    cohort = Cohort({"base": (0,), "a": (0,), "b": (0,)}, (10, 20), factor=3, protected={"base"})
+    cohort = cohort_of({"base": (0,), "a": (0,), "b": (0,)}, (10, 20), factor=3, protected={"base"})
     found = [d for unit, v in [("base", 9.0), ("a", 1.0), ("b", 2.0)] for d in cohort.record(unit, 0, 10, v)]
     assert found[0].survivors == ("a", "base")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_not_a_number_is_a_failure(value):
-    cohort = Cohort({"a": (0,), "b": (0,), "c": (0,)}, (10,), factor=2)
+    cohort = cohort_of({"a": (0,), "b": (0,), "c": (0,)}, (10,), factor=2)
     cohort.record("a", 0, 10, value)
     cohort.record("b", 0, 10, 2.0)
     (decision,) = cohort.record("c", 0, 10, 3.0)
@@ -139,7 +169,7 @@ def test_not_a_number_is_a_failure(value):
 
 
 def test_a_failed_seed_leaves_the_others_to_speak():
-    cohort = Cohort({"a": (0, 1), "b": (0, 1)}, (10,), factor=2, noise_aware=False)
+    cohort = cohort_of({"a": (0, 1), "b": (0, 1)}, (10,), factor=2, noise_errors=0)
     cohort.leave("a", 1)
     cohort.record("a", 0, 10, 1.0)
     cohort.record("b", 0, 10, 3.0)
@@ -148,16 +178,17 @@ def test_a_failed_seed_leaves_the_others_to_speak():
 
 
 def test_replay_ahead_of_time_decides_rung_after_rung():
-    cohort = Cohort({"a": (0,), "b": (0,)}, (10, 20), factor=2, noise_aware=False)
+    cohort = cohort_of({"a": (0,), "b": (0,)}, (10, 20), factor=2, noise_errors=0)
     cohort.record("a", 0, 10, 1.0)
     cohort.record("a", 0, 20, 1.0)
     decisions = cohort.record("b", 0, 10, 2.0)
-    assert [(d.step, d.survivors) for d in decisions] == [(10, ("a",)), (20, ("a",))]
+    assert [(d.rung, d.survivors) for d in decisions] == [(10, ("a",)), (20, ("a",))]
 
 
 def test_a_cohort_that_all_left_blocks_nobody():
-    cohort = Cohort({"a": (0,), "b": (0,)}, (10,), factor=2)
+    cohort = cohort_of({"a": (0,), "b": (0,)}, (10,))
     cohort.leave("a", 0)
-    (decision,) = cohort.leave("b", 0)
-    assert decision.survivors == ()
+    cohort.leave("b", 0)
     assert cohort.rung is None
+    assert cohort.missing == frozenset()
+    assert out(cohort) == {}
