@@ -23,17 +23,16 @@ def measure(
     """Print, for every seed alone and for all together, what each scheduler saves and keeps.
 
     The best cell is that of the curves a scheduler saw; what counts as not separable from it is told by all seeds
-    of the table (paired differences, one-sided, 5 %).
+    named (paired differences, one-sided, 5 %).
     """
-    curves = read_curves(results, metric)
-    chosen = curves.of_seeds(seeds) if seeds else curves
+    curves = read_curves(results, metric, seeds)
     studies = [
-        study(part, one, arrivals_of(arrivals, workers), label, curves)
+        study(part, one, arrivals_of(arrivals if one.use != "none" else 1, workers), label, curves)
         for one in variants(spec, COMPARED)
-        for label, part in _parts(chosen)
+        for label, part in _parts(curves)
     ]
     console = Console(highlight=False, width=120)
-    console.print(render(studies, f"{len(chosen.curves)} trials, {metric}, {arrivals} arrivals on {workers} workers"))
+    console.print(render(studies, f"{len(curves.curves)} trials, {metric}, {arrivals} arrivals on {workers} workers"))
     for use in COMPARED[:-1]:
         mine = [item for item in studies if item.use == use]
         alone = [item for item in mine if item.curves != TOGETHER]

@@ -45,14 +45,7 @@ class CurveSet:
         return tuple(sorted({curve.info.seed for curve in self.curves}))
 
     def of_seeds(self, seeds: Sequence[int]) -> CurveSet:
-        """Keep the trials of some seeds.
-
-        Raises:
-            UserError: There are none of a seed.
-        """
-        for seed in seeds:
-            if seed not in self.seeds:
-                raise UserError(f"--seeds: must be among {', '.join(map(str, self.seeds))}, got {seed}")
+        """Keep the trials of some seeds."""
         return self.of([curve for curve in self.curves if curve.info.seed in seeds])
 
     def with_pace(self, infos: Mapping[str, TrialInfo]) -> CurveSet:
@@ -64,15 +57,17 @@ class CurveSet:
         return CurveSet(replace(self.info, trials=tuple(curve.info for curve in curves)), tuple(curves))
 
 
-def recorded(frame: pd.DataFrame, metric: str, source: str) -> CurveSet:
+def recorded(frame: pd.DataFrame, metric: str, source: str, seeds: Sequence[int] = ()) -> CurveSet:
     """Read curves from a table of results.
 
     Args:
         frame: Rows as in results.parquet.
         source: Name of the table, for messages.
+        seeds: Only these; all unless told.
 
     Raises:
-        UserError: A column is missing, the metric was not measured, or a trial neither ended nor failed.
+        UserError: A column is missing, there are no trials of a seed, the metric was not measured, or a trial
+            neither ended nor failed.
     """
     if metric not in QUALITY:
         raise UserError(f"--metric: {choices(metric, list(QUALITY))}")
@@ -80,7 +75,11 @@ def recorded(frame: pd.DataFrame, metric: str, source: str) -> CurveSet:
     missing = [column for column in needed if column not in frame.columns]
     if missing:
         raise UserError(f"{source}: must be a table of results, but has no column {', '.join(missing)}")
-    rows = frame[frame["step"] > 0]
+    known = sorted(int(seed) for seed in frame["seed"].unique())
+    for seed in seeds:
+        if seed not in known:
+            raise UserError(f"--seeds: must be among {', '.join(map(str, known))}, got {seed}")
+    rows = frame[(frame["step"] > 0) & frame["seed"].isin(seeds or known)]
     if rows.empty or rows[metric].isna().any():
         raise UserError(f"{source}: {metric} must be measured at every boundary")
     steps, every = int(rows["step"].max()), int(rows["step"].min())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,8 +104,8 @@ def _range(ordered: Sequence[str]) -> str:
     return middle if ordered[0] == ordered[-1] else f"{middle} ({ordered[0]} to {ordered[-1]})"
 
 
-def read_curves(results: Path, metric: str) -> CurveSet:
-    """Read the curves of a table of results.
+def read_curves(results: Path, metric: str, seeds: Sequence[int] = ()) -> CurveSet:
+    """Read the curves of a table of results, of some seeds only where any are named.
 
     Raises:
         UserError: There is no such table, or it holds no whole curves.
@@ -118,7 +118,7 @@ def read_curves(results: Path, metric: str) -> CurveSet:
         frame = pd.read_parquet(results)
     except (OSError, ValueError) as error:
         raise UserError(f"{results}: must be a table of results in Parquet ({error})") from error
-    return recorded(frame, metric, str(results))
+    return recorded(frame, metric, str(results), seeds)
 
 
 def planned_curves(plan: Plan, seed: int, model: Model | None = None) -> CurveSet:
@@ -132,8 +132,8 @@ def paced(curves: CurveSet, plan: Plan) -> CurveSet:
     Raises:
         UserError: The table is of another sweep.
     """
-    infos: Mapping[str, object] = {trial.trial_id: trial for trial in sweep_info(plan).trials}
+    infos = {trial.trial_id: trial for trial in sweep_info(plan).trials}
     unknown = [curve.info.trial_id for curve in curves.curves if curve.info.trial_id not in infos]
     if unknown:
         raise UserError(f"{curves.info.name}: holds trial {unknown[0]}, which {plan.source.file} does not plan")
-    return curves.with_pace({trial.trial_id: trial for trial in sweep_info(plan).trials})
+    return curves.with_pace(infos)

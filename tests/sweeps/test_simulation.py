@@ -70,7 +70,7 @@ def test_a_recorded_failure_fails_again_and_a_pruned_trial_is_no_whole_curve(cur
 @pytest.mark.parametrize(
     ("changes", "metric", "message"),
     [
-        ({}, "cmd", "--metric: must be one of cmmd, dino_mmd, fid, adherence; got 'cmd'"),
+        ({}, "cmd", "got 'cmd' (did you mean 'cmmd'?)"),
         ({}, "fid", "t: must be a table of results, but has no column fid, fid_se"),
         ({"cmmd": float("nan")}, "cmmd", "t: cmmd must be measured at every boundary"),
     ],
@@ -143,5 +143,12 @@ def test_the_benchmark_compares_seed_by_seed_and_all_together(curves, tmp_path):
     assert sum("together" in line and "halving" in line for line in lines) == 2
     for use in ("halving", "asha", "none"):
         assert [line.split()[2] for line in lines if line.split()[:2] == [use, "seed"]] == ["0", "1"]
+    unfinished = table(curves)
+    unfinished.loc[unfinished["seed"] == 1, "state"] = "running"
+    unfinished = unfinished[(unfinished["seed"] == 0) | (unfinished["step"] <= 40)]
+    unfinished.to_parquet(path)
+    one = CliRunner().invoke(benchmarks, ["early_stopping", str(path), "--arrivals", "2", "--seeds", "0"])
+    assert one.exit_code == 0, one.output
+    assert "9 trials, cmmd" in one.output
     one = CliRunner().invoke(benchmarks, ["early_stopping", str(path), "--seeds", "7"])
     assert "--seeds: must be among 0, 1, got 7" in str(one.exception)
