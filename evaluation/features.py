@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evaluation import weights
+from evaluation import inception, weights
 from evaluation.preprocessing import PREPROCESSOR_FILE, Preprocessing, checked_images, read_preprocessing
 
 ROLES = ("clip", "dino", "inception")
@@ -35,7 +35,7 @@ class Extractor:
         name: str,
         version: str,
         width: int,
-        preprocess: Preprocessing,
+        preprocess: Preprocessing | inception.AsGiven,
         network: Callable[[Tensor], Tensor],
         *,
         unit_length: bool,
@@ -71,11 +71,15 @@ class Extractor:
 def load_extractor(role: str, path: str | Path, *, device: str | torch.device = "cpu") -> Extractor:
     """Load the network of a role from a local folder or hub id, safetensors only.
 
+    The inception role also takes `torch-fidelity`, the network of published FID (`evaluation.inception`).
+
     Raises: ValueError for an unknown role, a model type the role cannot use, or weights that do not fill the
         model; FileNotFoundError naming the missing folder or file.
     """
     if role not in ROLES:
         raise ValueError(f"extractor role must be one of {', '.join(ROLES)}, got {role!r}")
+    if role == "inception" and inception.is_published(path):
+        return _published_inception(path, device)
     folder = weights.checked_folder(path, extra_files=(PREPROCESSOR_FILE,))
     loaded = _LOADERS[role](folder, weights.read_config(folder), torch.device(device))
     preprocess = read_preprocessing(role, folder, loaded.image_size)
@@ -89,6 +93,13 @@ def load_extractor(role: str, path: str | Path, *, device: str | torch.device = 
         unit_length=role != "inception",
         device=device,
     )
+
+
+def _published_inception(path: str | Path, device: str | torch.device) -> Extractor:
+    network, digest = inception.load_published(path, torch.device(device))
+    preprocess = inception.AsGiven()
+    version = f"inception:{preprocess.version}:{digest}"
+    return Extractor("inception", version, inception.WIDTH, preprocess, network, unit_length=False, device=device)
 
 
 @dataclass(frozen=True)
@@ -142,7 +153,6 @@ def _load_inception(folder: Path, config: dict[str, Any], device: torch.device) 
     )
 
 
-# Another network for a role (torch-fidelity's Inception for published FID) is one more loader here.
 _LOADERS: dict[str, Callable[[Path, dict[str, Any], torch.device], _Loaded]] = {
     "clip": _load_clip,
     "dino": _load_dino,

@@ -102,5 +102,5 @@ def _evaluator(shared: str, cache: Path) -> Evaluator:
             spec, reference.images, reference.attributes, cache / "references", reference.fingerprint,
             captions=reference.prompts,
         )  # fmt: skip
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         raise error if isinstance(error, UserError) else UserError(f"evaluation: {error}") from error

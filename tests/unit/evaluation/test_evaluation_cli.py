@@ -129,7 +129,7 @@ def test_too_few_images(folders: tuple[Path, Path], options: list[str], tmp_path
 
 
 def test_bad_options(folders: tuple[Path, Path], options: list[str], tmp_path: Path) -> None:
-    assert "--metrics must be among cmmd, dino_mmd, fid, got kid" in refusal(
+    assert "--metrics must be among cmmd, dino_mmd, fid, precision, recall, density, coverage, got kid" in refusal(
         *folders, *options, "--metrics", "kid"
     )
     assert "weights folder" in refusal(*folders, *options, "--clip", tmp_path / "nowhere")
