@@ -14,6 +14,7 @@ from statistics import fmean, median
 
 from sweeps.budget import HOUR_S
 from sweeps.plan import Plan
+from sweeps.seeds import AdaptiveSeeds
 from sweeps.trial import Parts, load
 
 WARM_UP, TIMED = 3, 10
@@ -42,20 +43,39 @@ class Pace:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a plan costs when nobody is stopped early."""
+    """What a plan costs."""
 
     hours: float
     device_hours: float
+    trials: int
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Costs: `most` if nobody is stopped early, `least` if every rung stops all it can (None without rungs)."""
+    """Costs: `most` if nobody is stopped early and every seed is added, `least` if every rung stops all it can and no
+    seed is added; None where both are the same."""
 
     pace: Pace
     at_once: int
     most: Cost
     least: Cost | None
+
+
+@dataclass(frozen=True)
+class Later:
+    """How many trials results will choose: those that a search certainly adds, and seeds that may be added."""
+
+    searched: int = 0
+    seeds: int = 0
+
+
+def later(plan: Plan) -> Later:
+    """Count the trials that a plan cannot list yet."""
+    searched, seeds = 0, plan.spec.seeds
+    if plan.search is not None:
+        searched = sum(map(plan.search.left, plan.search.studies)) * len(plan.spec.first_seeds)
+    more = (seeds.up_to - seeds.start) * (seeds.add_to_top + 1) if isinstance(seeds, AdaptiveSeeds) else 0
+    return Later(searched, more)
 
 
 def declared(step_seconds: float, eval_seconds: float) -> Pace:
@@ -118,23 +138,24 @@ def at_once(plan: Plan, asked: int | None) -> int:
     return min(asked or room, len(plan.trials)) if room else 1
 
 
-def estimate(plan: Plan, pace: Pace, concurrent: int, least_steps: int | None) -> Estimate:
-    """Add up what a plan costs at a pace.
+def estimate(plan: Plan, pace: Pace, concurrent: int, least_steps: int | None = None) -> Estimate:
+    """Add up what a plan costs at a pace; trials that are chosen later are taken to be like the mean of the others.
 
     Args:
-        least_steps: Steps of all trials when early stopping stops all it can; None without it.
+        least_steps: Steps of the planned trials when early stopping stops all it can; None without it.
     """
-    trial = plan.spec.trial
+    trial, ahead = plan.spec.trial, later(plan)
     evaluations = trial.steps // trial.eval_every
-    seconds = [pace.seconds(t.cell.cell_id, trial.steps, evaluations) for t in plan.trials]
-    devices = [t.config.infrastructure.workers for t in plan.trials]
-    total = sum(one * count for one, count in zip(seconds, devices, strict=True))
-    most = Cost(_makespan(seconds, concurrent) / HOUR_S, total / HOUR_S)
-    if least_steps is None:
+    planned = [pace.seconds(t.cell.cell_id, trial.steps, evaluations) for t in plan.trials]
+    workers = max(t.config.infrastructure.workers for t in plan.trials)
+    sure = planned + [fmean(planned)] * ahead.searched
+    every = sure + [fmean(planned)] * ahead.seeds
+    most = Cost(_makespan(every, concurrent) / HOUR_S, workers * sum(every) / HOUR_S, len(every))
+    if least_steps is None and not ahead.seeds:
         return Estimate(pace, concurrent, most, None)
-    share = least_steps / plan.total_steps
-    shortest = max(min(seconds), sum(seconds) * share / concurrent)
-    return Estimate(pace, concurrent, most, Cost(shortest / HOUR_S, total * share / HOUR_S))
+    share = 1.0 if least_steps is None else least_steps / plan.total_steps
+    shortest = max(min(sure), sum(sure) * share / concurrent)
+    return Estimate(pace, concurrent, most, Cost(shortest / HOUR_S, workers * sum(sure) * share / HOUR_S, len(sure)))
 
 
 def _makespan(seconds: Sequence[float], workers: int) -> float:

@@ -11,6 +11,7 @@ from sweeps.budget import BudgetSpec
 from sweeps.estimate import Cost, Estimate
 from sweeps.plan import Plan
 from sweeps.power import ASSUMED, GAP, LEVEL, MOST_SEEDS, POWER, Noise, backwards, detectable, seeds_for
+from sweeps.seeds import AdaptiveSeeds
 
 UNKNOWN = (
     "cost: not known; write trial.step_seconds into the sweep, or measure it: prx-sweep plan FILE --calibrate. "
@@ -48,7 +49,7 @@ def _rows(plan: Plan, budget: BudgetSpec, found: Estimate) -> list[tuple[str, fl
     rows = [
         ("hours", found.most.hours, least.hours),
         ("device_hours", found.most.device_hours, least.device_hours),
-        ("trials", float(len(plan.trials)), float(len(plan.trials))),
+        ("trials", found.most.trials, least.trials),
     ]
     if budget.price_per_device_hour:
         price = budget.price_per_device_hour
@@ -68,9 +69,15 @@ def _bytes(size: float) -> str:
     return f"{size:,.3g} TB"
 
 
+def num_seeds(plan: Plan) -> int:
+    """Count the seeds of a cell; where some cells get more than others, of those."""
+    seeds = plan.spec.seeds
+    return seeds.up_to if isinstance(seeds, AdaptiveSeeds) else len({trial.seed for trial in plan.trials})
+
+
 def render_power(plan: Plan, metric: str, noise: Noise = ASSUMED) -> Text:
     """Say what the seeds of the sweep can tell apart, with and without correction for looking at many cells."""
-    seeds, others = len({trial.seed for trial in plan.trials}), len(plan.cells) - 1
+    seeds, others = num_seeds(plan), len(plan.cells) - 1
     what, gap = f"{seeds} seed{'' if seeds == 1 else 's'}", _percent(GAP)
     wrong = f"a true gap of {gap} is ranked backwards in {_percent(backwards(GAP, noise.cov, seeds))} of such sweeps"
     one, corrected = detectable(noise.cov, seeds), detectable(noise.cov, seeds, max(1, others))
@@ -78,7 +85,8 @@ def render_power(plan: Plan, metric: str, noise: Noise = ASSUMED) -> Text:
         told = f"{what} gives no interval, so nothing can be told apart"
     else:
         many = f" ({_percent(corrected)} corrected for {others} comparisons)" if others > 1 else ""
-        told = f"with {what} a cell can be told from the baseline if {metric} differs by {_percent(one)}{many}"
+        up_to = "up to " if isinstance(plan.spec.seeds, AdaptiveSeeds) else ""
+        told = f"with {up_to}{what} a cell can be told from the baseline if {metric} differs by {_percent(one)}{many}"
     needed = seeds_for(GAP, noise.cov, max(1, others))
     takes = f"{needed:,} seeds" if needed else f"more than {MOST_SEEDS:,} seeds"
     test = f"paired t test, two-sided {_percent(LEVEL)}, power {_percent(POWER)}"

@@ -136,7 +136,7 @@ def make_plan(
             | {"name": name, "text": {"encoder": name}, "infrastructure": {"threads": 1, "workers": workers}}
         )
         cells.append(Cell(config_id(config), name, {"alignment": name}, config, name == names[0], {}))
-    trials = [_trial(cell, seed) for seed in spec.seeds for cell in cells]
+    trials = [_trial(cell, seed) for seed in spec.first_seeds for cell in cells]
     return Plan(spec, source, tuple(cells), (), tuple(trials))
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from prx.yamlsource import parse_yaml
 from sweeps import __main__ as cli
-from sweeps.estimate import Pace, at_once, calibrate, declared, estimate, from_records
+from sweeps.estimate import Later, Pace, at_once, calibrate, declared, estimate, from_records, later
 from sweeps.foresee import foresee
 from sweeps.plan import Plan, make_plan
 from sweeps.records import seconds_a_step, values_by_seed
@@ -51,6 +51,27 @@ def test_costs_add_up():
     assert found.least is None
     assert found.most.device_hours * 3600 == pytest.approx(6 * (40 * 0.5 + 4 * 2.0))
     assert found.most.hours * 3600 == pytest.approx(2 * (40 * 0.5 + 4 * 2.0))  # six trials on four workers: two rounds
+
+
+def test_trials_that_results_choose_are_counted():
+    seeds = "{start: 1, add_to_top: 2, up_to: 3}"
+    plan = fakes.make_plan("good-1", "good-2", "good-3", seeds=seeds)
+    assert later(plan) == Later(searched=0, seeds=6)
+    found = estimate(plan, Pace("", 1.0), 1)
+    assert found.least is not None
+    assert (found.most.trials, found.least.trials) == (9, 3)
+    assert (found.most.hours * 3600, found.least.hours * 3600) == (pytest.approx(360), pytest.approx(120))
+    text = flat(shown(foresee(plan, fakes.Path("no"), step_seconds=1.0)))
+    assert "with up to 3 seeds a cell can be told from the baseline" in text
+
+
+def test_points_that_a_search_will_choose_are_counted():
+    text = "name: s\nbase: embedded\naxes: {alignment: [none, repa_dinov2]}\ntrial: {steps: 300, eval_every: 100}\n"
+    search = "search: {sampler: tpe, trials: 12, space: {losses.repa.weight: {log_uniform: [0.05, 2.0]}}}\n"
+    source = parse_yaml(text + search + "seeds: [0, 1]\n", "s.yaml")
+    plan = make_plan(parse_spec(source), source)
+    assert later(plan).searched > 0
+    assert estimate(plan, Pace("", 1.0), 1).most.trials == (2 + 12) * 2
 
 
 def test_early_stopping_gives_the_least():
