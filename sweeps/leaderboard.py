@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeps.metrics import METRICS
+from sweeps.pareto import not_dominated, sentence
 from sweeps.results import FINISHED, SweepInfo
 
 if TYPE_CHECKING:
@@ -67,12 +68,16 @@ class Leaderboard:
 
     def __init__(self, frame: pd.DataFrame, info: SweepInfo) -> None:
         self.info, self.results = info, ranking(frame, info)
+        # The figures of the front come from the table itself: a metric may have no column here.
+        self.front = sentence(not_dominated(frame, info), info) if len(info.objectives) == 2 else None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Draw for the width there is."""
         yield self._table(options.max_width >= WIDE)
         for line in notes(self.results, self.info):
             yield Text(line)
+        if self.front is not None:
+            yield Text(self.front)
 
     def _table(self, wide: bool) -> Table:
         table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))

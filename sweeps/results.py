@@ -69,6 +69,7 @@ class SweepInfo:
     trials: tuple[TrialInfo, ...]
     article: str | None = None
     searched: dict[str, bool] = field(default_factory=dict)
+    objectives: dict[str, Direction] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,8 @@ def sweep_info(plan: Plan) -> SweepInfo:
     trials = tuple(trial_info(trial, searched) for trial in plan.trials)
     axes = tuple(spec.axes)
     better, trial = METRICS[metric].better, spec.trial
-    return SweepInfo(spec.name, metric, better, trial.steps, trial.eval_every, axes, trials, spec.article, searched)
+    shown = {"article": spec.article, "searched": searched, "objectives": dict(spec.objectives)}
+    return SweepInfo(spec.name, metric, better, trial.steps, trial.eval_every, axes, trials, **shown)
 
 
 class Session:
