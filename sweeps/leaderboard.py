@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -19,9 +19,6 @@ from sweeps.results import FINISHED, SweepInfo
 if TYPE_CHECKING:
     import pandas as pd
 
-SEPARABLE = 2.0
-"""Standard errors of a difference above which two cells are told apart (about 95 %)."""
-
 WIDE = 105
 """Columns from which on every figure is shown with its standard error."""
 
@@ -34,6 +31,11 @@ HEADINGS = {
 }
 RANK = {"complete": 0, "running": 1, "paused": 1, "pending": 1, "pruned": 2, "failed": 3}
 STYLE = {"complete": "green", "pruned": "dim", "failed": "red"}
+
+
+def heading(metric: str) -> str:
+    """Write a metric's name the way the field does."""
+    return HEADINGS.get(metric, metric.replace("_", " "))
 
 
 def figure(value: float, digits: int) -> str:
@@ -54,13 +56,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class CellResult:
-    """A cell at the last step that all its counted seeds reached."""
+    """A cell at the last step that all its counted seeds reached; `by_seed` is the deciding metric's value there."""
 
     name: str
     state: str
     step: int
     seeds: int
     metrics: dict[str, Estimate]
+    by_seed: dict[int, float] = field(default_factory=dict)
 
 
 class Leaderboard:
@@ -82,10 +85,11 @@ class Leaderboard:
     def _table(self, wide: bool) -> Table:
         table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
         table.add_column("Method", overflow="fold")
-        shown = [name for name in HEADINGS if any(name in result.metrics for result in self.results)]
+        wanted = dict.fromkeys([*HEADINGS, self.info.metric])
+        shown = [name for name in wanted if any(name in result.metrics for result in self.results)]
         for name in shown:
             arrow = {"min": " ↓", "max": " ↑"}[METRICS[name].better] if wide else ""
-            table.add_column(HEADINGS[name] + arrow, justify="right", no_wrap=True)
+            table.add_column(heading(name) + arrow, justify="right", no_wrap=True)
         table.add_column("steps", justify="right", no_wrap=True)
         table.add_column("state", no_wrap=True)
         best = {name: _best(name, self.results, self.info) for name in shown}
@@ -125,9 +129,11 @@ def _cell_result(group: pd.DataFrame, info: SweepInfo) -> CellResult:
     used = good[good["step"] == good["step"].max()] if len(good) else last
     # Seeds still on their way make the cell unfinished; otherwise the best end counts.
     states = sorted(set(used["state"]), key=lambda state: (state in FINISHED, RANK[state]))
-    metrics = {} if not len(good) else {name: e for name in HEADINGS if (e := _estimate(used, name)) is not None}
+    metrics = {} if not len(good) else {name: e for name in METRICS if (e := _estimate(used, name)) is not None}
     name = str(used["name"].iloc[0])
-    return CellResult(name, states[0], int(used["step"].iloc[0]), len(used), metrics)
+    values = used[used[info.metric].notna()] if len(good) and info.metric in used else used[:0]
+    by_seed = dict(zip(values["seed"].tolist(), values[info.metric].tolist(), strict=True)) if len(values) else {}
+    return CellResult(name, states[0], int(used["step"].iloc[0]), len(used), metrics, by_seed)
 
 
 def _estimate(rows: pd.DataFrame, name: str) -> Estimate | None:
@@ -163,7 +169,7 @@ def notes(results: Sequence[CellResult], info: SweepInfo) -> list[str]:
     """Say in words what may be concluded, and what may not."""
     lines = [verdict(results, info)]
     if any(result.state == "pruned" for result in results):
-        shown = HEADINGS.get(info.metric, info.metric)
+        shown = heading(info.metric)
         lines.append(f"Pruned cells stopped early: their figures, {shown} included, are at fewer steps.")
     return lines
 
@@ -177,18 +183,35 @@ def _without_runner_up(results: Sequence[CellResult], full: Sequence[CellResult]
 def verdict(results: Sequence[CellResult], info: SweepInfo) -> str:
     """Name a winner only if its lead over the runner-up is beyond their standard errors."""
     full = [result for result in results if result.step == info.steps and info.metric in result.metrics]
-    heading = HEADINGS.get(info.metric, info.metric)
+    shown = heading(info.metric)
     if len(full) < 2:
         return _without_runner_up(results, full, info)
     first, second = full[0], full[1]
-    one, two = first.metrics[info.metric], second.metrics[info.metric]
-    gap = abs(one.value - two.value)
-    if one.se is None or two.se is None:
-        return f"Best {heading}: {first.name}, by {gap:.2g}; without standard errors that may be chance."
-    noise = SEPARABLE * math.hypot(one.se, two.se)
+    gap, noise = _lead(first, second, info.metric)
+    if noise is None:
+        return f"Best {shown}: {first.name}, by {gap:.2g}; without standard errors that may be chance."
     if gap > noise:
-        return f"Winner by {heading}: {first.name}, ahead of {second.name} by {gap:.2g} (noise {noise:.2g})."
+        return f"Winner by {shown}: {first.name}, ahead of {second.name} by {gap:.2g} (noise {noise:.2g})."
     return (
-        f"Not separable at this budget: {first.name} leads {second.name} by {gap:.2g} {heading}, "
+        f"Not separable at this budget: {first.name} leads {second.name} by {gap:.2g} {shown}, "
         f"within the noise of {noise:.2g}. More seeds or more samples would tell."
     )
+
+
+def _lead(first: CellResult, second: CellResult, metric: str) -> tuple[float, float | None]:
+    """Give the gap between two cells and half its 95 % interval; None where nothing is known of the noise.
+
+    Paired over the seeds that both have; with one, from the metric's own standard errors, as in the report.
+    """
+    from sweeps.analysis.intervals import quantile
+
+    one, two = first.metrics[metric], second.metrics[metric]
+    pairs = [first.by_seed[seed] - second.by_seed[seed] for seed in first.by_seed if seed in second.by_seed]
+    if len(pairs) > 1:
+        mean = math.fsum(pairs) / len(pairs)
+        spread = math.sqrt(math.fsum((pair - mean) ** 2 for pair in pairs) / (len(pairs) - 1))
+        return abs(mean), quantile(len(pairs) - 1) * spread / math.sqrt(len(pairs))
+    gap = abs(one.value - two.value)
+    if one.se is None or two.se is None:
+        return gap, None
+    return gap, quantile(math.inf) * math.hypot(one.se, two.se)

@@ -11,7 +11,7 @@ import numpy as np
 from sweeps.analysis.cell_means import CellMeans
 from sweeps.analysis.factors import Factors, Question, Term
 from sweeps.analysis.intervals import ALPHA, holm, p_values, quantile
-from sweeps.analysis.observations import Floats, Observations
+from sweeps.analysis.observations import Floats, Observations, design_only
 
 Basis = Literal["seeds", "cells", "samples", "none"]
 ENOUGH_DF = 4
@@ -179,7 +179,8 @@ def _stacked(questions: list[Question]) -> Floats:
 
 
 def estimate_effects(observed: Observations) -> Effects:
-    """Estimate every main effect and two-way interaction that the observations allow."""
+    """Estimate every main effect and two-way interaction that the observations of the design's cells allow."""
+    observed = design_only(observed)
     if not len(observed.cells):
         return Effects((), (), (), (), Noise("none", math.inf, math.nan))
     model = EffectsModel(observed)

@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sweeps.results import SweepInfo
+
 if TYPE_CHECKING:
+    import pandas as pd
     from optuna.distributions import BaseDistribution
 
 FEWEST = 10
@@ -50,6 +53,22 @@ def importances(points: Sequence[Mapping[str, Any]], scores: Sequence[float], be
         shares = _ped_anova([{p: points[i][p] for p in together} for i in rows], [scores[i] for i in rows], better)
         found += [Importance(path, share, len(rows)) for path, share in shares.items()]
     return tuple(sorted(found, key=lambda one: -one.share))
+
+
+def searched_importances(frame: pd.DataFrame, info: SweepInfo, metric: str, better: str) -> tuple[Importance, ...]:
+    """Rank the settings that a search moved, over the trials at full length.
+
+    A score is the difference to the mean of the trials with the same levels and seed, so that what a level or a seed
+    does is not taken for what a setting does.
+    """
+    if not info.searched or metric not in frame or not len(frame):
+        return ()
+    values = {trial.trial_id: trial.values for trial in info.trials}
+    rows = frame[(frame["step"] == info.steps) & frame[metric].notna()]
+    alike = [*info.axes, "seed"]
+    scores = rows[metric] - rows.groupby(alike, dropna=False)[metric].transform("mean")
+    points = [values[trial_id] for trial_id in rows["trial_id"]]
+    return importances(points, scores.tolist(), better)
 
 
 def _ped_anova(points: Sequence[Mapping[str, Any]], scores: Sequence[float], better: str) -> dict[str, float]:

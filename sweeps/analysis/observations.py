@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sweeps.results import SweepInfo
+from sweeps.cells import SEPARATOR
+from sweeps.results import SweepInfo, TrialInfo
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,12 +23,13 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class CellKey:
-    """A cell as the analysis knows it."""
+    """A cell as the analysis knows it. `point` says that a search chose settings of it beside its levels."""
 
     cell_id: str
     name: str
     levels: Mapping[str, str]
     is_baseline: bool
+    point: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,35 @@ class Observations:
 
 def cell_keys(info: SweepInfo) -> tuple[CellKey, ...]:
     """List the planned cells, in the plan's order."""
-    found = {t.cell_id: CellKey(t.cell_id, t.name, t.levels, t.is_baseline) for t in info.trials}
+    baseline = baseline_levels(info)
+    found = {
+        t.cell_id: CellKey(t.cell_id, t.name, t.levels, t.is_baseline, bool(info.searched) and not _plain(t, baseline))
+        for t in info.trials
+    }
     return tuple(found.values())
+
+
+def _plain(trial: TrialInfo, baseline: Mapping[str, str]) -> bool:
+    """Say whether a trial's name has its levels only: a point of a search adds the values it has."""
+    levels = [level for axis, level in trial.levels.items() if level != baseline.get(axis)]
+    return trial.is_baseline or trial.name == SEPARATOR.join(levels)
+
+
+def design_only(observed: Observations) -> Observations:
+    """Leave out the points of a search: they differ from their combination's cell in more than levels."""
+    kept = [i for i, cell in enumerate(observed.cells) if not cell.point]
+    if len(kept) == len(observed.cells):
+        return observed
+    position = {old: new for new, old in enumerate(kept)}
+    rows = np.isin(observed.cell, kept)
+    return replace(
+        observed,
+        cells=tuple(observed.cells[i] for i in kept),
+        cell=np.array([position[i] for i in observed.cell[rows].tolist()], dtype=np.int64),
+        seed=observed.seed[rows],
+        value=observed.value[rows],
+        se=observed.se[rows],
+    )
 
 
 def baseline_levels(info: SweepInfo) -> Mapping[str, str]:

@@ -11,11 +11,12 @@ import yaml
 
 from sweeps.analysis.differences import Difference, stopped_early, to_baseline
 from sweeps.analysis.effects import Effects, estimate_effects
+from sweeps.analysis.importance import Importance, searched_importances
 from sweeps.analysis.observations import CellKey, Observations, cell_keys, observe
 from sweeps.analysis.pareto import Point, quality_price
 from sweeps.analysis.speed import TimeToQuality, time_to_quality
 from sweeps.analysis.verdict import Verdict, verdict
-from sweeps.leaderboard import HEADINGS, CellResult, ranking
+from sweeps.leaderboard import CellResult, heading, ranking
 from sweeps.metrics import METRICS
 from sweeps.report.about import About, read
 from sweeps.results import SweepFolder, SweepInfo, TrialState, read_info, read_results, read_state
@@ -43,7 +44,7 @@ class Material:
 
     def heading(self, metric: str) -> str:
         """Write a metric's name the way the field does."""
-        return HEADINGS.get(metric, metric)
+        return heading(metric)
 
     @cached_property
     def cells(self) -> tuple[CellKey, ...]:
@@ -93,6 +94,11 @@ class Material:
     def speed(self) -> tuple[TimeToQuality, ...]:
         """Device-hours to the baseline's final figure."""
         return time_to_quality(self.frame, self.info, self.metric, self.info.mode)
+
+    @cached_property
+    def importances(self) -> tuple[Importance, ...]:
+        """Which searched setting moved the deciding metric."""
+        return searched_importances(self.frame, self.info, self.metric, self.info.mode)
 
     @cached_property
     def counts(self) -> Counter[str]:

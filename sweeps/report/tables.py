@@ -12,7 +12,7 @@ import yaml
 from prx.yamlsource import dotted
 from sweeps.analysis.effects import Effect, estimate_effects
 from sweeps.analysis.pareto import SECONDS_PER_HOUR
-from sweeps.leaderboard import HEADINGS, Estimate, figure
+from sweeps.leaderboard import HEADINGS, Estimate, figure, heading
 from sweeps.live import seconds_text
 from sweeps.metrics import METRICS, QUALITY
 from sweeps.patches import differences
@@ -62,7 +62,7 @@ class Board:
 
 def board(material: Material) -> Board:
     """Lay the leaderboard out, best first."""
-    names = [material.metric, *(name for name in HEADINGS if name != material.metric)]
+    names = dict.fromkeys([material.metric, *HEADINGS, *QUALITY])
     shown = [name for name in names if any(name in result.metrics for result in material.ranked)]
     shown = shown or [material.metric]
     cells = {cell.name: cell for cell in material.cells}
@@ -180,7 +180,7 @@ def agreement(material: Material) -> tuple[tuple[str, ...], tuple[Agreement, ...
             for sign, found in by_metric
         )
         rows.append(Agreement(effect.name, values))
-    return tuple(HEADINGS[name] for name in metrics), tuple(rows)
+    return tuple(heading(name) for name in metrics), tuple(rows)
 
 
 @dataclass(frozen=True)

@@ -115,3 +115,25 @@ def test_a_metric_to_maximise_ranks_the_other_way():
 )
 def test_figures_are_never_powers_of_ten(value, se, text):
     assert str(Estimate(value, se)) == text
+
+
+def test_seeds_are_paired_so_what_moves_both_cells_alike_hides_no_winner():
+    shared = {0: 5.0, 1: 9.0, 2: 1.0}
+    rows = [row(name, 40, seed=seed, cmmd=base + shared[seed] + jitter)
+            for name, base, jitters in (("a", 1.0, (0.0, 0.01, -0.01)), ("b", 1.5, (0.01, -0.01, 0.0)))
+            for seed, jitter in enumerate(jitters)]  # fmt: skip
+    assert verdict(ranking(pd.DataFrame(rows), INFO), INFO).startswith("Winner by CMMD: a, ahead of b by 0.5")
+
+
+def test_two_seeds_whose_lead_changes_sides_name_no_winner():
+    rows = [row("a", 40, seed=0, cmmd=1.0), row("a", 40, seed=1, cmmd=1.2),
+            row("b", 40, seed=0, cmmd=1.5), row("b", 40, seed=1, cmmd=1.1)]  # fmt: skip
+    assert verdict(ranking(pd.DataFrame(rows), INFO), INFO).startswith("Not separable at this budget: a leads b by 0.2")
+
+
+def test_any_metric_that_decides_ranks_and_is_shown():
+    info = make_info("a", "b", metric="clip_score")
+    object.__setattr__(info, "mode", "max")
+    frame = pd.DataFrame([row("a", 40, clip_score=0.2), row("b", 40, clip_score=0.7)])
+    assert [result.name for result in ranking(frame, info)] == ["b", "a"]
+    assert "clip score ↑" in text(frame, info)

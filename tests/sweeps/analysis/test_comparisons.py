@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from sweeps.analysis.differences import difference, stopped_early, to_baseline
-from sweeps.analysis.importance import importances
+from sweeps.analysis.effects import estimate_effects
+from sweeps.analysis.importance import importances, searched_importances
 from sweeps.analysis.intervals import holm
 from sweeps.analysis.observations import observe
 from sweeps.analysis.pareto import front, quality_price
 from sweeps.analysis.speed import arrival, time_to_quality
 from sweeps.analysis.verdict import seeds_needed, verdict
+from sweeps.results import TrialInfo
 from tests.sweeps.simulated import cells_of, frame_of, info_of, without_end
 
 PAIR = [{"tokenizer": "flux"}, {"tokenizer": "flux2"}]
@@ -209,3 +212,30 @@ def test_nothing_yet_is_no_error():
     assert set(observed.left_out.values()) == {"no boundary reached yet"}
     assert time_to_quality(pd.DataFrame(), info, "cmmd", "min") == ()
     assert quality_price(pd.DataFrame(), observed) == ()
+
+
+def test_points_of_a_search_rank_with_the_cells_but_enter_no_effect():
+    cells = [{"tokenizer": "flux"}, {"tokenizer": "flux2"}]
+    info = info_of(cells, [0])
+    rng = np.random.default_rng(0)
+    points = [
+        TrialInfo(f"p{i}", f"p{i}", f"{name} · w={w:.3g}", False, 0, cell, {"w": w, "layer": int(layer)})
+        for i, (name, cell, w, layer) in enumerate(
+            ("baseline" if k % 2 else "flux2", cells[1 - k % 2], float(rng.uniform(0, 1)), rng.integers(0, 9))
+            for k in range(60)
+        )
+    ]
+    design = [replace(trial, values={"w": 0.5, "layer": 3}) for trial in info.trials]
+    info = replace(info, trials=(*design, *points), searched={"w": True, "layer": True})
+    frame = frame_of(info, truth)
+    for trial in points:
+        frame.loc[frame["trial_id"] == trial.trial_id, "cmmd"] += trial.values["w"] - 0.5
+    observed = observe(frame, info, "cmmd", "min")
+    assert len(observed.cells) == 62
+    assert verdict(observed).leader.startswith("flux2 · w=0.0")
+    (effect,) = estimate_effects(observed).mains
+    assert (effect.name, effect.estimate) == ("flux2", pytest.approx(-0.2))
+    found = searched_importances(frame, info, "cmmd", "min")
+    assert (found[0].path, found[0].points) == ("w", 62)
+    assert found[0].share > 0.8
+    assert searched_importances(frame, replace(info, searched={}), "cmmd", "min") == ()
