@@ -23,6 +23,8 @@ from pydantic import (
 
 from prx import registry
 from prx.config_data import DataConfig
+from prx.config_evaluation import EvaluationConfig as EvaluationConfig
+from prx.config_evaluation import SamplingConfig as SamplingConfig
 from prx.errors import ConfigError, Problem
 from prx.strict import PositiveFloat, Probability, Strict
 from prx.yamlsource import PathKeys, Source, dotted
@@ -186,38 +188,12 @@ class DenoiserConfig(Strict):
     init: InitConfig | None = None
 
 
-class SamplingConfig(Strict):
-    """How pictures are drawn; part of what a metric means.
-
-    `guidance` names the weak prediction that guidance moves away from: the null caption (`text`), the same
-    caption through the router (`routing`), or the null caption without the routed blocks (`path_drop`).
-    """
-
-    num_steps: PositiveInt = 50
-    guidance_scale: Annotated[float, Field(ge=0)] = 3.5
-    guidance: Literal["text", "routing", "path_drop"] = "text"
-    weights: Literal["model", "ema"] = "model"
-
-
 class EmaConfig(Strict):
     """Average of the weights, kept in float32: every `every` steps from `start` on; PRX's values."""
 
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     every: PositiveInt = 10
     start: Annotated[int, Field(ge=0)] = 0
-
-
-class EvaluationConfig(Strict):
-    """When and against what a run is measured; extractors are local folders, hub ids or `embedded:ROLE`."""
-
-    every: PositiveInt = 5_000
-    num_samples: PositiveInt = 10_000
-    batch_size: PositiveInt = 64
-    clip: str | None = "openai/clip-vit-large-patch14-336"
-    dino: str | None = "facebook/dinov2-with-registers-large"
-    inception: str | None = None
-    reader: str | None = None
-    grid: PositiveInt = 16
 
 
 class CacheConfig(Strict):

@@ -281,9 +281,9 @@ class Engine:
         dist.gather(padded, found)
         return [piece[: int(length)].to(part.device) for piece, length in zip(found or [], lengths, strict=False)]
 
-    def sampling_weights(self) -> AbstractContextManager[None]:
-        """Lend the module the weights that `sampling.weights` names."""
-        if self.config.sampling.weights == "model":
+    def sampling_weights(self, name: str) -> AbstractContextManager[None]:
+        """Lend the module the weights that `sampling.weights` names: its own, or their average."""
+        if name == "model":
             return nullcontext()
         assert self.ema is not None
         return self.ema.applied()

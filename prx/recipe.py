@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from prx import denoiser, end_to_end, loaders, registry, rng, starting_point, teachers, text
-from prx.config import PartConfig, RunConfig
+from prx.config import PartConfig, RunConfig, SamplingConfig
 from prx.errors import Problem, UserError
 from prx.interfaces import (
     ImageTokenizer,
@@ -147,13 +147,24 @@ def _parts(config: RunConfig, shape: RunShape) -> Iterator[Problem]:
 
 
 def _guidance(config: RunConfig, shape: RunShape) -> Iterator[Problem]:
-    wanted = config.sampling.guidance
+    yield from _drawn("sampling", config.sampling, config, shape)
+    seen = [config.sampling]
+    for index, also in enumerate(config.evaluation.also):
+        path, sampling = f"evaluation.also[{index}]", also.applied(config.sampling)
+        yield from _drawn(path, sampling, config, shape)
+        if sampling in seen:
+            yield Problem(path, f"must differ from `sampling` and from the others, got {also.label or 'nothing'}")
+        seen.append(sampling)
+
+
+def _drawn(path: str, sampling: SamplingConfig, config: RunConfig, shape: RunShape) -> Iterator[Problem]:
+    wanted = sampling.guidance
     if wanted != "text" and f"guidance:{wanted}" not in shape.provides:
         offered = sorted(name.partition(":")[2] for name in shape.provides if name.startswith("guidance:"))
-        yield Problem("sampling.guidance", f"must be text{''.join(f' or {name}' for name in offered)} with this "
+        yield Problem(f"{path}.guidance", f"must be text{''.join(f' or {name}' for name in offered)} with this "
                       f"routing, got {wanted!r}")  # fmt: skip
-    if config.sampling.weights == "ema" and config.ema is None:
-        yield Problem("sampling.weights", "must be model where `ema` is not set, got 'ema'")
+    if sampling.weights == "ema" and config.ema is None:
+        yield Problem(f"{path}.weights", "must be model where `ema` is not set, got 'ema'")
 
 
 def _average(config: RunConfig) -> Iterator[Problem]:

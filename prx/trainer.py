@@ -17,7 +17,7 @@ from torch import Tensor
 from prx import conflict, recipe
 from prx import images as pictures
 from prx.batches import Batches, Prompts, seed_normalisation
-from prx.config import AlignmentConfig, ConflictStop, RunConfig
+from prx.config import AlignmentConfig, ConflictStop, RunConfig, SamplingConfig
 from prx.engine import Engine, mean, rank_and_world
 from prx.errors import UserError
 from prx.sampling import draw
@@ -122,31 +122,33 @@ class Trainer:
         return step
 
     @torch.no_grad()
-    def sample(self) -> Tensor:
+    def sample(self, sampling: SamplingConfig | None = None) -> Tensor:
         """Draw `evaluation.num_samples` images, uint8 [N, 3, S, S], for fixed prompts and fixed noise.
 
+        Other sampling settings than the run's own draw from the same prompts and noise.
         Several workers draw a batch each in turn, the same batches as one would; the first gets all images, the
         others none.
         """
+        chosen = sampling or self.config.sampling
         total, size = self.config.evaluation.num_samples, self.config.evaluation.batch_size
         self.engine.module.eval()
         self.engine.module.acting = self.batches.weights(max(self.step - 1, 0))
         starts, (rank, world) = range(0, total, size), rank_and_world()
         parts = []
-        with self.engine.sampling_weights():
+        with self.engine.sampling_weights(chosen.weights):
             for turn in range(0, len(starts), world):
                 # Whoever has nothing left draws the last batch once more: at ZeRO 3 nobody can draw alone.
                 start = starts[min(turn + rank, len(starts) - 1)]
-                drawn = self.engine.gathered(self._draw(start, min(start + size, total)), size)
+                drawn = self.engine.gathered(self._draw(start, min(start + size, total), chosen), size)
                 parts += drawn[: len(starts) - turn]
         self.engine.module.train()
         nothing = torch.empty(0, 3, *[self.config.data.image_size] * 2, dtype=torch.uint8)
         return torch.cat([nothing, *parts])
 
-    def _draw(self, start: int, stop: int) -> Tensor:
+    def _draw(self, start: int, stop: int, sampling: SamplingConfig) -> Tensor:
         """Draw the images of prompts `start`..`stop`."""
         prompts = self.prompts.chunk(start, stop)
-        latents = draw(self.engine.module, prompts.map(self.engine.device), self.config.sampling)
+        latents = draw(self.engine.module, prompts.map(self.engine.device), sampling)
         return pictures.to_uint8(self.tokenizer.decode(latents)).cpu()
 
     def close(self) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from prx.config import parse_run_config
 from sweeps.history.recall import LEASE_SECONDS, Waypoint
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -123,12 +126,24 @@ class Bench:
         from prx.images import save_grid
 
         images = self._trainer.sample()
+        metrics = self._evaluated(images)
+        if metrics:
+            save_grid(images[: self.config.evaluation.grid], self.folder / "samples" / f"step-{self.step:08d}.png")
+        return metrics | (self._also() if self.step == self.config.steps else {})
+
+    def _also(self) -> dict[str, float]:
+        """Measure under the other sampling settings that are asked for, from the same prompts and noise."""
+        found = {}
+        for also in self.config.evaluation.also:
+            metrics = self._evaluated(self._trainer.sample(also.applied(self.config.sampling)))
+            found |= {f"{key}@{also.label}": value for key, value in metrics.items() if key != "num_samples"}
+        return found
+
+    def _evaluated(self, images: Tensor) -> dict[str, float]:
         if not len(images):
             return {}
         evaluate = load(self.settings.evaluate)(self.config, Path(self.settings.cache))
-        metrics = {key: float(value) for key, value in evaluate(images).items()}
-        save_grid(images[: self.config.evaluation.grid], self.folder / "samples" / f"step-{self.step:08d}.png")
-        return metrics
+        return {key: float(value) for key, value in evaluate(images).items()}
 
     def save(self) -> None:
         """Keep a checkpoint."""

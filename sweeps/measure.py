@@ -67,7 +67,7 @@ def lineage(config: RunConfig, cache: Path) -> Lineage:
 
 def _shared(config: RunConfig) -> RunConfig:
     """Reduce a configuration to what its evaluation depends on, so that trials share one evaluator."""
-    evaluation = config.evaluation.model_copy(update={"every": 1, "grid": 1})
+    evaluation = config.evaluation.model_copy(update={"every": 1, "grid": 1, "also": []})
     return RunConfig(data=config.data, evaluation=evaluation, infrastructure=config.infrastructure)
 
 

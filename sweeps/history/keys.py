@@ -18,6 +18,9 @@ from prx.config import NOT_IDENTITY, RunConfig, TermConfig
 from prx.prepare import Caches, Job
 from sweeps.history.marker import NUMERICS
 
+MEASURES = 2
+"""Raised whenever the same pictures begin to give other figures, or more; known weights are then measured again."""
+
 MEASURED_BY = ("evaluation", "sampling")
 REFERENCE = ("reference", "num_reference", "prompt_column", "attributes_column")
 """Keys of `data` that decide what a run is compared with, not what it trains on."""
@@ -52,10 +55,13 @@ class Lineage:
     def measurement(self, step: int) -> str:
         """Name what is measured of the state after `step` updates."""
         given = self.config.model_dump(mode="json")
-        evaluation = {k: v for k, v in given["evaluation"].items() if k != "every"}
+        # Other sampling settings are measured at a run's end alone.
+        left_out = {"every"} if step == self.config.steps and given["evaluation"]["also"] else {"every", "also"}
+        evaluation = {k: v for k, v in given["evaluation"].items() if k not in left_out}
         data = {k: v for k, v in given["data"].items() if k in ("image_size", "image_column", *REFERENCE)}
         asked = {"evaluation": evaluation, "sampling": given["sampling"], "data": data, "decoder": given["tokenizer"]}
-        return digest({"state": self.key(step), "prompts": self.caches.prompts.key.digest, **asked})
+        prompts = self.caches.prompts.key.digest
+        return digest({"measures": MEASURES, "state": self.key(step), "prompts": prompts, **asked})
 
     def changes(self) -> list[int]:
         """List the steps from which on other settings act, 0 first."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from prx.config import parse_run_config
+from prx.config_evaluation import AlsoConfig
 from prx.trainer import Trainer
 from tests.equivalence.test_workers import run_two, train, written
 from tests.helpers import moments, running, same, weights
@@ -79,6 +80,22 @@ def test_pictures_are_drawn_with_the_weights_that_are_asked_for(world, tmp_path,
     assert torch.equal(pictures("copy", ema=EMA | {"decay": 0.0}, sampling=average), model)
     assert torch.equal(pictures("early", ema=EMA | {"start": 3}, sampling=average), model)
     assert not torch.equal(pictures("average", ema=EMA, sampling=average), model)
+
+
+def test_one_run_is_drawn_under_several_settings(world, tmp_path):
+    """Its own weights, their average and another scale, as runs of those settings would draw them."""
+    def pictures(name: str, sampling: dict[str, Any], *others: dict[str, Any]) -> list[Tensor]:
+        with running(world, tmp_path / name, ema=EMA, sampling=sampling, **LARGE) as trainer:
+            trainer.advance(3)
+            asked = [AlsoConfig(**other).applied(trainer.config.sampling) for other in others]
+            return [trainer.sample(), *(trainer.sample(settings) for settings in asked), trainer.sample()]
+
+    average, strong = {"weights": "ema"}, {"guidance_scale": 3.0, "num_steps": 2}
+    first, averaged, guided, again = pictures("one", SAMPLING, average, strong)
+    assert torch.equal(first, again)
+    assert torch.equal(averaged, pictures("average", SAMPLING | average)[0])
+    assert torch.equal(guided, pictures("strong", SAMPLING | strong)[0])
+    assert not torch.equal(averaged, first)
 
 
 LARGE = {"optimizer": {"use": "adamw", "lr": 0.05}, "warmup_steps": 0}

@@ -72,8 +72,9 @@ class FakeTrainer:
         target.mkdir()
         (target / "weights").write_text(f"{self.config.name} {self.step}")
 
-    def sample(self) -> torch.Tensor:
-        return torch.full((4, 3, 8, 8), self.step, dtype=torch.uint8)
+    def sample(self, sampling: Any = None) -> torch.Tensor:
+        scale = int(sampling.guidance_scale) if sampling else 0
+        return torch.full((4, 3, 8, 8), self.step + scale, dtype=torch.uint8)
 
     def close(self) -> None:
         self.closed = True

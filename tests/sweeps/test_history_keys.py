@@ -136,3 +136,11 @@ def test_how_a_state_is_measured_is_in_the_measurement(lineage):
     ]
     assert len({found.measurement(4), *(entry.measurement(4) for entry in other)}) == 4
     assert found.measurement(4) != found.measurement(8)
+
+
+def test_other_sampling_settings_count_at_the_end_alone(lineage):
+    given = {"every": 2, "num_samples": 8, "batch_size": 4, "grid": 4, "clip": None, "dino": None}
+    found, more = lineage(evaluation=given), lineage(evaluation=given | {"also": [{"guidance_scale": 2.0}]})
+    assert keys(found) == keys(more)
+    assert found.measurement(4) == more.measurement(4)
+    assert found.measurement(STEPS) != more.measurement(STEPS)

@@ -16,9 +16,10 @@ from tests.sweeps import fakes
 
 @pytest.fixture
 def start(tmp_path):
-    def make(name="good-3"):
+    def make(name="good-3", also=()):
         trial = fakes.make_plan(name).trials[0]
         config = json.loads(json.dumps(trial.config.model_dump(mode="json")))
+        config["evaluation"]["also"] = list(also)
         paths = {"root": str(tmp_path), "folder": str(tmp_path / "trial"), "cache": str(tmp_path / "cache")}
         parts = {"trainer": fakes.PARTS.trainer, "evaluate": fakes.PARTS.evaluate}
         return TrialRun(Settings(trial.trial_id, config, metric="cmmd", **paths, **parts))
@@ -51,6 +52,16 @@ def test_boundaries_of_an_uninterrupted_trial(start):
     assert found[-1]["wall_seconds"] >= found[0]["wall_seconds"] > 0
     assert sorted(path.name for path in (run.folder / "samples").iterdir())[-1] == "step-00000040.png"
     assert fakes.trained(run.folder) == list(range(1, 41))
+
+
+def test_other_sampling_settings_are_measured_at_the_end(start):
+    also = [{"guidance_scale": 10.0}, {"guidance_scale": 60.0, "num_steps": 9}]
+    *earlier, last = play(start(also=also))
+    assert not any("@" in key for report in earlier for key in report["metrics"])
+    assert last["metrics"]["cmmd"] == pytest.approx(3 + 1 / 40)
+    assert last["metrics"]["cmmd@guidance_scale=10"] == pytest.approx(3 + 1 / 50)
+    assert last["metrics"]["cmmd@num_steps=9,guidance_scale=60"] == pytest.approx(3 + 1 / 100)
+    assert last["metrics"]["cmmd_se@guidance_scale=10"] == 0.01
 
 
 def test_killed_between_boundaries_loses_one_segment_and_replays_the_rest(start):

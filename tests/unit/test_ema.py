@@ -157,3 +157,16 @@ def test_impossible_averages_are_refused(world):
     assert problems(world, ema={"start": 3}) == []
     missing = problems(world, sampling={"weights": "ema"})
     assert missing == ["sampling.weights: must be model where `ema` is not set, got 'ema'"]
+
+
+def test_other_sampling_settings_are_checked_like_the_runs_own(world):
+    def found(*also: dict[str, object], **changes: object) -> list[str]:
+        return problems(world, evaluation=world.settings()["evaluation"] | {"also": list(also)}, **changes)
+
+    assert found({"weights": "ema"}, {"guidance_scale": 7.0}, ema={}) == []
+    missing = "must be model where `ema` is not set, got 'ema'"
+    assert found({"guidance_scale": 7.0}, {"weights": "ema"}) == [f"evaluation.also[1].weights: {missing}"]
+    rule = "must differ from `sampling` and from the others, got"
+    assert found({}) == [f"evaluation.also[0]: {rule} nothing"]
+    assert found(*[{"guidance_scale": 7.0}] * 2) == [f"evaluation.also[1]: {rule} guidance_scale=7"]
+    assert found({"guidance": "routing"})[0].startswith("evaluation.also[0].guidance: must be text with this routing")
