@@ -1,4 +1,4 @@
-"""`prx-sweep plan | run | status | report | techniques | simulate`, the same as `python -m sweeps`."""
+"""`prx-sweep plan | run | status | report | gc | techniques | simulate`, the same as `python -m sweeps`."""
 
 from __future__ import annotations
 
@@ -114,6 +114,26 @@ def report(
         serve_report(folder, port, _console(), browse=open_)
     else:
         show_report(folder, form, out, _console(), browse=open_)
+
+
+@app.command()
+def gc(
+    store: Store = Path("runs"),
+    history: History = None,
+    keep_best: Annotated[
+        int, typer.Option(help="Finals of a sweep that keep their checkpoint, beside the baseline's.", metavar="K")
+    ] = 5,
+    unnamed: Annotated[
+        bool, typer.Option("--unnamed", help="Free what no sweep of this store names, too.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Free it; without this, only show what would go.")] = False,
+) -> None:
+    """Show what checkpoints and leftovers could be freed, and why; measurements always stay."""
+    from sweeps.gc import collect
+    from sweeps.show_gc import render_gc
+
+    found = collect(store, history, keep_best=keep_best, unnamed=unnamed, delete=yes)
+    _console().print(render_gc(found, deleted=yes))
 
 
 @app.command()

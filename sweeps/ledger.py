@@ -71,6 +71,7 @@ class Listener(Protocol):
         Also restarted, when new workers took the place of dead ones.
         """
 
+
 class Ledger:
     """Every trial's standing, kept in memory, written to the sweep's folder at every change."""
 

@@ -1,6 +1,7 @@
 """The truth of a sweep on disk: a journal and a state for every trial, and the table made from them.
 
 STORE/sweeps/NAME/sweep.json                       what was planned
+STORE/sweeps/NAME/waypoints.json                   which states of the history its trials pass
 STORE/sweeps/NAME/trials/TRIAL_ID/journal.jsonl    a line a boundary, appended by the trial
 STORE/sweeps/NAME/trials/TRIAL_ID/state.json       complete, pruned, failed, ...: written by the driver
 STORE/sweeps/NAME/spent.json                       what all runs have cost
@@ -100,6 +101,7 @@ class SweepFolder:
         self.logs = self.root / "logs"
         self.cache = store / "cache"
         self.history = store / "history"
+        self.waypoints = self.root / "waypoints.json"
 
     def trial(self, trial_id: str) -> Path:
         """Give a trial's own folder."""

@@ -173,13 +173,14 @@ class Session:
 
     def _remember(self, pending: Sequence[Trial]) -> None:
         """Name the states of every trial that may train, and take over what the history knows of them."""
-        from sweeps.history.remember import recall, waypoints
+        from sweeps.history.remember import recall, record, waypoints
         from sweeps.trial import load
 
         lineage = load(self.parts.lineage)
         runs = {trial.trial_id: (trial.config, lineage(trial.config, self.folder.cache)) for trial in pending}
         points = waypoints(runs)
         self.segments.add(points)
+        record(self.folder.waypoints, self.history, points)
         found = 0
         for trial_id, ahead in points.items():
             known = self.ledger.trials[trial_id].journal.boundaries

@@ -41,7 +41,7 @@ def without_credentials(uri: str | Path) -> str:
         UserError: The URI is none.
     """
     if "://" not in str(uri):
-        return str(uri)
+        return str(Path(uri).absolute())  # workers may stand elsewhere
     parts = _split(str(uri))
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 

@@ -88,6 +88,18 @@ class Leases:
         found = self._others(key, mine="")
         return found[0].owner if found else None
 
+    def held(self) -> dict[str, str]:
+        """Give every key that anybody holds now, with its owner; deletes nothing."""
+        claims = [
+            self._read(info.path)
+            for info in self.store.listing(f"{self.store.root}/{FOLDER}", recursive=True)
+            if info.path.endswith(".json")
+        ]
+        return {claim.path.split("/")[-2]: claim.owner for claim in claims if claim is not None and self._live(claim)}
+
+    def _live(self, claim: Claim) -> bool:
+        return claim.expires > self._clock() and not (claim.process and gone(claim.process))
+
     def pause(self) -> float:
         """Give a random wait before asking again, in seconds."""
         return random.uniform(0.05, 0.5)
@@ -112,7 +124,7 @@ class Leases:
             claim = self._read(info.path)
             if claim is None:
                 continue
-            if claim.expires > self._clock() and not (claim.process and gone(claim.process)):
+            if self._live(claim):
                 found.append(claim)
             else:
                 self._delete(claim)

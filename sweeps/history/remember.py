@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -12,7 +14,7 @@ from prx.config import RunConfig
 from sweeps.history.leases import Leases
 from sweeps.history.recall import Recall, Waypoint
 from sweeps.history.store import HistoryStore
-from sweeps.results import append_journal
+from sweeps.results import append_journal, write_atomic
 
 
 class Names(Protocol):
@@ -46,6 +48,30 @@ def waypoints(runs: Mapping[str, tuple[RunConfig, Names]]) -> dict[str, tuple[Wa
             for step, key in pairs
         )
     return found
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Which states a sweep's trials pass, in which history. A trial's points are (step, state, measurement)."""
+
+    history: str
+    trials: dict[str, list[tuple[int, str, str]]]
+
+
+def record(path: Path, history: str, points: Mapping[str, Sequence[Waypoint]]) -> None:
+    """Note which states trials pass, beside those noted before, so that nobody frees what they still need."""
+    before = recorded(path)
+    trials = dict(before.trials) if before else {}
+    trials |= {trial: [(p.step, p.state, p.measurement) for p in found] for trial, found in points.items()}
+    write_atomic(path, json.dumps({"history": history, "trials": trials}) + "\n")
+
+
+def recorded(path: Path) -> Recorded | None:
+    """Read what `record` noted; None for a sweep from before it was."""
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return Recorded(found["history"], {t: [(int(p[0]), p[1], p[2]) for p in ps] for t, ps in found["trials"].items()})
 
 
 class Segments:
