@@ -168,9 +168,9 @@ class RayAsha(RayRule):
 class RayMedian(RayRule):
     """Ray's median stopping rule (Golovin et al. 2017, Google Vizier).
 
-    A trial stops when its best value is worse than the median of the others' running means. Means over a curve
-    that falls lag behind every curve that is further, so that late starters look good; nothing happens before
-    three others are as far; and it saves at most about a half.
+    A trial stops when its best value is worse than the median of the others' running means. Means of falling curves
+    lag behind what is measured now, so that only who is far behind is stopped; and nothing happens before three
+    others are as far, so that the first to arrive always pass.
     """
 
     name, why = "median", "worse than the median of the others' means"
@@ -185,12 +185,13 @@ class RayMedian(RayRule):
 class RayHyperBand(RayRule):
     """Ray's synchronous HyperBand (Li et al. 2017, arXiv:1603.06560).
 
-    Cells fill brackets in planned order: those of the first bracket are compared with nobody, and the others only
-    within theirs, so that a sweep of a few dozen trials saves little. What Ray's does wrong, and the wrapper undoes:
-    a bracket counts only trials that live and have been handed out, so that with few workers all of them land in
-    the first one (here all are known from the start); after its first halving a bracket stops listening to trials
-    that end elsewhere, and waits for ever for one that failed. A resumed run does not compare with who finished
-    earlier: a bracket cannot hold a trial that Tune does not run.
+    Trials fill brackets in planned order: those of the first bracket are compared with nobody, the others only
+    within theirs, so that the plan's order decides who is up against whom; the seeds of a cell land in different
+    brackets. What Ray's does wrong, and the wrapper undoes: a bracket counts only trials that live and have been
+    handed out, so that with few workers all of them land in the first one (here all are known from the start);
+    after its first halving a bracket stops listening to trials that end elsewhere, and waits for ever for one that
+    failed. A resumed run does not compare with who finished earlier: a bracket cannot hold a trial that Tune does
+    not run.
     """
 
     name, why = "hyperband", "behind the others of its bracket"

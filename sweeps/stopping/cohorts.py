@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sweeps.halving import Cohort, How, Unit
+from ray.tune.experiment import Trial as TuneTrial
+
+from sweeps.halving import Cohort, Decision, How, Unit
 from sweeps.results import SweepInfo, TrialInfo
 from sweeps.scheduler import Queue, RunAll, Segments, Verdicts
 from sweeps.stopping.spec import SchedulerSpec
@@ -57,7 +59,7 @@ class CohortHalving(RunAll):
         position = self._position(member, step, result)
         self._at[trial_id] = (step, position)
         value, se = float(result[self.column]), result.get(f"{self.column}_se")
-        member.cohort.record(member.unit, member.seed, step, value, se, position)
+        self._announce(member.cohort, member.cohort.record(member.unit, member.seed, step, value, se, position))
         before = set(self.ends)
         super().observe(trial_id, step, result)
         for ended in self.ends.keys() - before:
@@ -96,7 +98,17 @@ class CohortHalving(RunAll):
 
     def _leave(self, trial_id: str, how: How) -> None:
         member = self._members[trial_id]
-        member.cohort.leave(member.unit, member.seed, how)
+        self._announce(member.cohort, member.cohort.leave(member.unit, member.seed, how))
+
+    def _announce(self, cohort: Cohort, decisions: Sequence[Decision]) -> None:
+        """Say of losers that waited for a decision that they are in reserve now."""
+        losers = {unit for decision in decisions for unit in decision.losers}
+        for member in self._members.values() if losers else ():
+            trial = self._trials.get(member.trial_id)
+            if member.cohort is cohort and member.unit in losers and trial is not None:
+                why = cohort.waits(member.unit, *self._at.get(member.trial_id, (0, 0.0)))
+                if trial.status == TuneTrial.PAUSED and why is not None:
+                    self.verdicts.paused(member.trial_id, why)
 
     def _collect(self, cohort: Cohort) -> None:
         """Take over whom the cohort has taken out since the last look."""
