@@ -102,6 +102,12 @@ def test_paused_trials_train_no_step_twice(sweep):
     assert fakes.trained(sweep.home("good-5")) == list(range(1, 11))
 
 
+def test_the_place_of_a_trial_that_failed_goes_to_the_best_in_reserve(sweep):
+    """`crash-2` passes rung 10 and breaks at step 15: `good-4`, which waited in reserve, goes on to rung 20."""
+    assert fakes.trained(sweep.home("good-4")) == list(range(1, 21))
+    assert "in reserve after rung 10" in sweep.text
+
+
 def test_what_is_printed(sweep):
     assert f"logs: {sweep.folder.logs}" in sweep.text
     for kind in ("started", "boundary", "paused", "resumed", "pruned", "complete", "failed"):
