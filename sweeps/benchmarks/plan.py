@@ -1,4 +1,4 @@
-"""How long a plan takes: read, composed, checked, hashed and shown, as the number of cells grows."""
+"""How long a plan takes: read, composed, checked, hashed, priced and shown, as the number of cells grows."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import io
 import time
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from prx.yamlsource import parse_yaml
+from sweeps.foresee import foresee
 from sweeps.plan import make_plan
 from sweeps.show_plan import render_plan
 from sweeps.spec import parse_spec
@@ -48,7 +50,8 @@ def seconds(cells: int) -> tuple[int, float, float]:
     clock, processor = time.perf_counter(), time.process_time()
     source = parse_yaml(sweep_of(cells), "sweep.yaml")
     plan = make_plan(parse_spec(source), source)
-    Console(file=io.StringIO(), width=100).print(render_plan(plan))
+    ahead = foresee(plan, Path("nowhere"), step_seconds=1.0)
+    Console(file=io.StringIO(), width=100).print(render_plan(plan), ahead)
     return len(plan.cells), time.perf_counter() - clock, time.process_time() - processor
 
 
@@ -57,7 +60,7 @@ def measure(sizes: Sequence[int]) -> None:
     seconds(min(sizes))  # imports
     gc.collect()
     rows = [seconds(size) for size in sizes]
-    table = Table(title="Planning: read, compose, check, hash, show")
+    table = Table(title="Planning: read, compose, check, hash, price, show")
     for column in ("cells", "seconds", "of the processor", "ms a cell"):
         table.add_column(column, justify="right")
     for cells, clock, processor in rows:
