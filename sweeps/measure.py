@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from prx.config import RunConfig
 from prx.errors import UserError
 from sweeps.metrics import METRICS, QUALITY
+from sweeps.results import write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,9 +100,17 @@ def _evaluator(shared: str, cache: Path) -> Evaluator:
             batch_size=config.evaluation.batch_size,
             device=str(device_of(config)),
         )
-        return Evaluator(
+        found = Evaluator(
             spec, reference.images, reference.attributes, cache / "references", reference.fingerprint,
             captions=reference.prompts,
         )  # fmt: skip
+        _write_provenance(found, cache / "references")
     except (ValueError, FileNotFoundError) as error:
         raise error if isinstance(error, UserError) else UserError(f"evaluation: {error}") from error
+    return found
+
+
+def _write_provenance(evaluator: Evaluator, folder: Path) -> None:
+    """Say beside the references, under their hash, by which networks and estimators they are compared."""
+    named = evaluator.provenance()
+    write_atomic(folder / f"{named['reference_hash']}.json", json.dumps(named, indent=1) + "\n")
