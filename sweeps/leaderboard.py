@@ -129,7 +129,8 @@ def _cell_result(group: pd.DataFrame, info: SweepInfo) -> CellResult:
     used = good[good["step"] == good["step"].max()] if len(good) else last
     # Seeds still on their way make the cell unfinished; otherwise the best end counts.
     states = sorted(set(used["state"]), key=lambda state: (state in FINISHED, RANK[state]))
-    metrics = {} if not len(good) else {name: e for name in METRICS if (e := _estimate(used, name)) is not None}
+    names = [name for name in METRICS if name not in info.axes] if len(good) else []
+    metrics = {name: e for name in names if (e := _estimate(used, name)) is not None}
     name = str(used["name"].iloc[0])
     values = used[used[info.metric].notna()] if len(good) and info.metric in used else used[:0]
     by_seed = dict(zip(values["seed"].tolist(), values[info.metric].tolist(), strict=True)) if len(values) else {}

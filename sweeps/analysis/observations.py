@@ -36,8 +36,8 @@ class CellKey:
 class Observations:
     """One metric at one step. Row i is cell `cells[cell[i]]` trained with seed `seed[i]`.
 
-    Shapes: `cell`, `seed` int64 [n]; `value`, `se` float64 [n]. `se` is the metric's own standard error (bootstrap
-    over the samples of one trained model), NaN where it was not measured. `left_out` maps a cell's name to the
+    Shapes: `cell`, `seed` int64 [n]; `value`, `se` float64 [n]. `se` is the metric's own standard error (from
+    the samples of one trained model), NaN where it was not measured. `left_out` maps a cell's name to the
     reason why none of its figures is here.
     """
 

@@ -166,7 +166,8 @@ class Agreement:
 
 def agreement(material: Material) -> tuple[tuple[str, ...], tuple[Agreement, ...]]:
     """Lay main effects of all quality metrics side by side; none where only one metric was measured."""
-    metrics = [name for name in QUALITY if name in material.frame and material.frame[name].notna().any()]
+    names = [name for name in QUALITY if name in material.frame and name not in material.info.axes]
+    metrics = [name for name in names if material.frame[name].notna().any()]
     if len(metrics) < 2 or not material.effects.mains:
         return (), ()
     by_metric = []

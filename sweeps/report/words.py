@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sweeps.analysis.effects import Effect
 from sweeps.leaderboard import figure
 from sweeps.live import seconds_text
+from sweeps.pareto import not_dominated, sentence
 
 if TYPE_CHECKING:
     from sweeps.report.gather import Material
@@ -69,6 +70,7 @@ def answers(material: Material) -> list[Answer]:
     """Say what may be concluded, and how surely."""
     found = [
         Answer("Best", _best(material)),
+        Answer("Both goals", _goals(material)),
         Answer("Helped", _helped(material)),
         Answer("Together", _together(material)),
         Answer("Price", _price(material)),
@@ -97,6 +99,11 @@ def _best(material: Material) -> str:
     return (
         f"No winner: {found.leader} leads {found.runner_up} by {gap} {heading}, within the noise. {_needed(material)}"
     )
+
+
+def _goals(material: Material) -> str:
+    info = material.info
+    return sentence(not_dominated(material.frame, info), info) if len(info.objectives) == 2 else ""
 
 
 def _needed(material: Material) -> str:

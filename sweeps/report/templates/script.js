@@ -18,7 +18,10 @@
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
       const rows = all("tr", body).map((row) => [keyOf(row, column, text), row]);
-      rows.sort(([a], [b]) => {
+      rows.sort(([a, one], [b, two]) => {
+        // Figures at fewer steps are other quantities: they stay below, whichever way it is sorted.
+        const short = one.classList.contains("short") - two.classList.contains("short");
+        if (!text && short) return short;
         if (!text && (isNaN(a) || isNaN(b))) return isNaN(a) - isNaN(b);
         return (a < b ? -1 : a > b ? 1 : 0) * (down ? -1 : 1);
       });
