@@ -8,13 +8,11 @@ stay for the next trial: to start them costs many times what a small trial train
 
 from __future__ import annotations
 
-import asyncio
 import os
 import statistics
 import threading
 import traceback
 import uuid
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,106 +21,13 @@ import ray
 from cluster.resources import TrialShape
 from prx.errors import NonFiniteError
 from sweeps.bench import Bench, Progress, Settings
+from sweeps.desk import IDLE, Answers, Desk, WorkersIdle, WorkersLost
 
 IDLE_SECONDS = 20.0
-"""After so long without an order the workers keep what they have and go: others may wait for their place."""
-IDLE = "idle"
+"""So long the workers wait for the next trial before they go: others may wait for their place."""
 LOOPBACK = "127.0.0.1"
 COLLECTIVE_SECONDS = 900
 """So long a worker waits for the others; one that hangs is an error then."""
-
-
-class WorkersLost(RuntimeError):
-    """A worker's process died; the trial can go on from its last checkpoint with new ones."""
-
-
-class WorkersIdle(RuntimeError):
-    """There are no workers, or they went for want of orders: nothing was begun."""
-
-
-class WorkerError(RuntimeError):
-    """A worker raised an error; the text is its traceback."""
-
-
-@dataclass
-class Answers:
-    """What the workers said to one order, by rank: a value, that numbers broke, or a traceback.
-
-    `over` says why they went before all had answered, `failed` who of them had to.
-    """
-
-    values: dict[int, Any] = field(default_factory=dict)
-    broken: dict[int, str] = field(default_factory=dict)
-    errors: dict[int, str] = field(default_factory=dict)
-    over: str | None = None
-    failed: tuple[int, ...] = ()
-
-    @property
-    def count(self) -> int:
-        """How many workers are through with the order, and sound."""
-        return len(self.values.keys() | self.broken.keys())
-
-    def problem(self) -> Exception | None:
-        """Give what is to be raised: an error of the code only where no process died before it could tell."""
-        if self.over == IDLE:
-            return WorkersIdle()
-        if self.over is not None:
-            told = self.failed and self.errors.keys() >= set(self.failed)
-            return WorkerError(next(iter(self.errors.values()))) if told else WorkersLost(self.over)
-        return NonFiniteError(next(iter(self.broken.values()))) if self.broken else None
-
-
-class Desk:
-    """Where orders are laid down and answers picked up; an actor, one for each group of workers."""
-
-    def __init__(self, workers: int, idle_s: float) -> None:
-        self._workers, self._idle_s = workers, idle_s
-        self._order: tuple[str, tuple[Any, ...]] | None = None
-        self._number, self._answers = -1, Answers()
-        self._over: tuple[str, tuple[int, ...]] | None = None
-        self._changed = asyncio.Condition()
-
-    async def order(self, name: str, *arguments: Any) -> Answers:
-        """Lay an order down; gives the answers when all are there, or nobody is left to give them."""
-        async with self._changed:
-            if self._over is not None:  # nobody will begin
-                return Answers(over=IDLE)
-            self._number, self._order, self._answers = self._number + 1, (name, arguments), Answers()
-            self._changed.notify_all()
-            await self._changed.wait_for(lambda: self._over is not None or self._done())
-            if not self._done() and self._over is not None:
-                self._answers.over, self._answers.failed = self._over
-            return self._answers
-
-    async def next(self, number: int) -> tuple[str, tuple[Any, ...]] | None:
-        """Pick up an order when it is there; None when it is time to go."""
-        async with self._changed:
-            while self._over is None and self._number < number:
-                there = self._changed.wait_for(lambda: self._over is not None or self._number >= number)
-                try:
-                    await asyncio.wait_for(there, self._idle_s)
-                except TimeoutError:
-                    if self._number < 0 or self._done():
-                        self._end(IDLE)
-            return self._order if self._over is None else None
-
-    async def answer(self, rank: int, kind: str, value: Any) -> None:
-        """Answer the order at hand; `kind` is a field of `Answers`."""
-        async with self._changed:
-            getattr(self._answers, kind)[rank] = value
-            self._changed.notify_all()
-
-    async def end(self, why: str, failed: tuple[int, ...] = ()) -> None:
-        """Let everybody go."""
-        async with self._changed:
-            self._end(why, failed)
-
-    def _end(self, why: str, failed: tuple[int, ...] = ()) -> None:
-        self._over = self._over or (why, failed)
-        self._changed.notify_all()
-
-    def _done(self) -> bool:
-        return self._answers.count == self._workers
 
 
 def work(job: dict[str, Any]) -> None:
@@ -226,6 +131,7 @@ class Group:
             raise WorkersIdle
         answers: Answers = ray.get(self._desk.order.remote(name, *arguments))
         if answers.over is not None:
+            print(f"{name}: {answers.over}", flush=True)  # to this process's log
             self._forget()
         if (problem := answers.problem()) is not None:
             raise problem

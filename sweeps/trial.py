@@ -22,7 +22,8 @@ from evaluation.throughput import Throughput
 from prx.config import parse_run_config
 from prx.errors import NonFiniteError, UserError
 from sweeps.bench import Bench, Models, Parts, Settings, load
-from sweeps.group import Group, GroupBench, WorkersLost
+from sweeps.desk import WorkersLost
+from sweeps.group import Group, GroupBench
 from sweeps.history.recall import Recall, Waypoint
 from sweeps.results import append_journal, read_journal
 
@@ -161,6 +162,7 @@ class TrialRun:
             "metrics": {key: value for key, value in measured.items() if math.isfinite(value)},
             "wall_seconds": self._wall,
             "device_seconds": self._wall * self.config.infrastructure.workers,
+            "infrastructure": self.config.infrastructure.model_dump(mode="json"),
         }
         self.recall.add(step, entry)
         self.recall.release()

@@ -96,7 +96,8 @@ WORKERS = {
 def cut(world, name: str, turn: int) -> dict[str, Any]:
     """Give the settings of a case: one worker, then two, then one."""
     stages, settings = WORKERS[name]
-    found = {"steps": 6, **ADAMW, "losses": {"repa": world.repa()}, **settings}
+    evaluation = {"every": 2, "num_samples": 10, "batch_size": 4, "clip": None, "dino": None}  # three batches for two
+    found = {"steps": 6, **ADAMW, "losses": {"repa": world.repa()}, "evaluation": evaluation, **settings}
     if "tokenizer" in settings:
         found["tokenizer"] = REPA_E | {"path": str(world.root / "kl")}
     infrastructure = {"threads": 1, "device": "cpu", "zero_stage": stages[turn], "workers": 2 if turn == 1 else 1}
@@ -114,15 +115,17 @@ def test_one_worker_two_workers_one_worker(world, tmp_path):
         trainer.save()
         trainer.engine.save(tmp_path / "one" / name)
         whole.advance(4)
-        losses[name] = [whole.advance(step).loss for step in (5, 6)], weights(trainer)
+        losses[name] = [whole.advance(step).loss for step in (5, 6)], weights(trainer), trainer.sample()
         whole.close()
         trainer.close()
     (tmp_path / "cases.yaml").write_text(json.dumps({name: cut(world, name, 1) for name in WORKERS}))
     first, second = run_two(tmp_path / "cases.yaml", world.cache, shared, "tests.equivalence.two_shapes")
-    for name, (expected, trained) in losses.items():
+    for name, (expected, trained, images) in losses.items():
         assert first[name]["start"] == second[name]["start"] == 2
         assert same(first[name]["weights"], trained)
         assert same(second[name]["weights"], trained)
+        assert torch.equal(first[name]["images"], images)
+        assert len(second[name]["images"]) == 0
         trainer = Trainer(world.config(**cut(world, name, 2)), folder=shared / name, cache=world.cache)
         assert_equal(saved(trainer, tmp_path / "one" / name), saved(trainer, shared / name / "again"))
         assert saved(trainer, newest(shared / name)).layout == Layout.of(WORKERS[name][0][1], 2)

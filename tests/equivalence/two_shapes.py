@@ -21,7 +21,7 @@ if __name__ == "__main__":
     for name, settings in read_yaml(config).data.items():
         trainer = Trainer(parse_run_config(settings), folder=folder / name, cache=cache)
         start = trainer.resume()
-        found[name] = {"start": start, "weights": weights(trainer)}
+        found[name] = {"start": start, "weights": weights(trainer), "images": trainer.sample()}
         trainer.engine.save(folder / name / "again")
         trainer.advance(start + 2)
         trainer.save()

@@ -9,11 +9,14 @@ import pytest
 from rich.console import Console
 
 from cluster.connect import attach
-from prx.errors import NonFiniteError
-from sweeps.group import Answers, Desk, WorkerError, WorkersIdle, WorkersLost
+from prx.errors import ConfigError, NonFiniteError
+from prx.yamlsource import parse_yaml
+from sweeps.desk import Answers, Desk, WorkerError, WorkersIdle, WorkersLost
 from sweeps.logs import ENVIRONMENT, environment
+from sweeps.plan import make_plan
 from sweeps.results import SweepFolder, read_results, read_state
 from sweeps.run import run_sweep
+from sweeps.spec import parse_spec
 from sweeps.trial import ATTEMPTS, TrialActor
 from tests.sweeps import crews, fakes
 
@@ -59,8 +62,11 @@ def test_broken_numbers_are_told_by_any_worker():
     assert str(problem) == "step 3: loss became nan"
 
 
-@pytest.mark.parametrize(("told", "expected"), [((0, 1), WorkerError), ((0,), WorkersLost), ((), WorkersLost)])
-def test_an_error_is_the_codes_only_where_nobody_died(told, expected):
+@pytest.mark.parametrize(("told", "kind", "text"), [
+    ((0, 1), WorkerError, "Traceback\nValueError: 0"), ((0,), WorkersLost, "lost worker 1 of the trial"),
+    ((), WorkersLost, "lost worker 0, 1 of the trial"),
+])  # fmt: skip
+def test_an_error_is_the_codes_only_where_nobody_died(told, kind, text):
     async def scene(desk: Desk):
         waiting = asyncio.create_task(desk.order("advance", 3))
         await desk.next(0)
@@ -70,14 +76,13 @@ def test_an_error_is_the_codes_only_where_nobody_died(told, expected):
         return (await waiting).problem()
 
     problem = at_desk(scene)
-    assert type(problem) is expected
-    assert str(problem) == ("Traceback\nValueError: 0" if expected is WorkerError else "workers went")
+    assert (type(problem), str(problem)) == (kind, text)
 
 
 def test_workers_without_orders_go_but_not_while_one_of_them_is_busy():
     async def scene(desk: Desk):
         first = asyncio.create_task(obey(desk, 0, ("values", 1)))
-        waiting = asyncio.create_task(desk.order("measure"))
+        waiting = asyncio.create_task(desk.order("close"))
         await desk.next(0)  # the second, who then takes its time
         await asyncio.sleep(0.2)
         assert not waiting.done()
@@ -85,15 +90,38 @@ def test_workers_without_orders_go_but_not_while_one_of_them_is_busy():
         await desk.answer(1, "values", 2)
         assert (await waiting).problem() is None
         assert await desk.next(1) is None
-        return await first, (await desk.order("save")).problem()
+        return await first, (await desk.order("open")).problem()
 
     orders, problem = at_desk(scene, idle_s=0.05)
-    assert orders == ["measure"]
+    assert orders == ["close"]
     assert isinstance(problem, WorkersIdle)
 
 
+def test_within_a_trial_workers_wait_longer():
+    async def scene(desk: Desk):
+        worker = asyncio.create_task(obey(desk, 0, ("values", 1), ("values", 2)))
+        other = asyncio.create_task(obey(desk, 1, ("values", 1), ("values", 2)))
+        await desk.order("advance", 3)
+        await asyncio.sleep(0.3)
+        assert (await desk.order("save")).values == {0: 2, 1: 2}
+        await desk.end("idle")
+        return await worker == await other == ["advance", "save"]
+
+    assert at_desk(scene, idle_s=0.05)
+
+
 def test_no_answer_at_all_is_a_loss():
-    assert isinstance(Answers(over="the controller is gone").problem(), WorkersLost)
+    problem = Answers(over="the controller is gone").problem()
+    assert (type(problem), str(problem)) == (WorkersLost, "the controller is gone")
+
+
+def test_workers_that_cannot_share_a_batch_are_refused():
+    rule = r"batch_size: must be a multiple of infrastructure\.workers \(3\), got 32"
+    source = parse_yaml(
+        "name: x\nbase: embedded\naxes: {alignment: [none]}\ntrial: {steps: 10, eval_every: 5, workers: 3}\n", "x.yaml"
+    )
+    with pytest.raises(ConfigError, match=rule):
+        make_plan(parse_spec(source), source)
 
 
 def test_a_segment_that_kills_its_workers_every_time_is_given_up(tmp_path):
@@ -148,6 +176,7 @@ def test_a_sweep_of_two_workers_pauses_promotes_and_outlives_a_dead_worker(ray_f
     assert states["broken-2"].reason == "NonFiniteError: step 15: the fake broke"
     assert outcome.exit_code == 1
     assert text.count(" restarted ") == 1
+    assert "new workers from here on: lost worker 1 of the trial" in text
     steps = {name: fakes.trained(home) for name, home in homes.items()}
     assert steps["good-3"] == [*range(1, 41)]
     assert steps["lose-1"] == [*range(1, 15), *range(11, 41)]  # from the last boundary, once
