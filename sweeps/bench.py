@@ -133,7 +133,7 @@ class Bench:
 
     def _also(self) -> dict[str, float]:
         """Measure under the other sampling settings that are asked for, from the same prompts and noise."""
-        found = {}
+        found: dict[str, float] = {}
         for also in self.config.evaluation.also:
             metrics = self._evaluated(self._trainer.sample(also.applied(self.config.sampling)))
             found |= {f"{key}@{also.label}": value for key, value in metrics.items() if key != "num_samples"}
