@@ -61,8 +61,8 @@ def sweep_info(plan: Plan) -> SweepInfo:
     trials = tuple(trial_info(trial, searched) for trial in plan.trials)
     axes = tuple(spec.axes)
     better, trial = METRICS[metric].better, spec.trial
-    shown = {"article": spec.article, "searched": searched, "objectives": dict(spec.objectives)}
-    return SweepInfo(spec.name, metric, better, trial.steps, trial.eval_every, axes, trials, **shown)
+    length, both = (trial.steps, trial.eval_every), dict(spec.objectives)
+    return SweepInfo(spec.name, metric, better, *length, axes, trials, spec.article, searched, both)
 
 
 class Session:

@@ -77,10 +77,11 @@ class Known:
 def frozen(
     study: Study, proposal: Proposal, result: Result, attrs: Mapping[str, Any] = MappingProxyType({})
 ) -> FrozenTrial:
-    """Write a point the way Optuna keeps it; `attrs` are for people to read."""
+    """Write a point the way Optuna keeps it, a pruned one with its last value; `attrs` are for people to read."""
+    last = [result.curve[max(result.curve)]] if result.state == "pruned" and result.curve else None
     return create_trial(
         state=STATES[result.state],
-        values=list(result.values) if result.state == "complete" else None,
+        values=list(result.values) if result.state == "complete" else last,
         params=proposal.params,
         distributions=study.distributions(proposal.params),
         user_attrs=dict(attrs),

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from prx.yamlsource import parse_yaml
-from sweeps.cells import Plan, Trial
+from sweeps.cells import Cell, Plan, Trial
 from sweeps.ledger import Ledger
 from sweeps.plan import make_plan
 from sweeps.results import SweepFolder, append_journal
 from sweeps.session import sweep_info, trial_info
 from sweeps.spec import parse_spec
 from sweeps.waves import make_waves
+from tests.sweeps import fakes
 
 STEPS, EVERY = 40, 10
 WEIGHT, STOP = "losses.repa.weight", "losses.repa.stop_step"
@@ -29,7 +31,8 @@ def plan(search: str = "", *, alignment: str = "[none, repa_dinov2]", more: str 
     section = f"search:\n{search}" if search else ""
     source = parse_yaml(
         f"name: found\nbase: embedded\naxes:\n  alignment: {alignment}\n{more}"
-        f"set: {{warmup_steps: 0}}\ntrial: {{steps: {STEPS}, eval_every: {EVERY}}}\n{section}",
+        "set: {warmup_steps: 0, infrastructure.threads: 1}\n"
+        f"trial: {{steps: {STEPS}, eval_every: {EVERY}}}\n{section}",
         "search.yaml",
     )
     return make_plan(parse_spec(source), source)
@@ -44,6 +47,15 @@ def score(trial: Trial, step: int) -> dict[str, float]:
     rate = math.log10(getattr(trial.config.optimizer, "lr", 1e-3))
     bowl = math.log2(weight / 0.5) ** 2 + ((stop - 20) / 20) ** 2 + (rate + 3) ** 2
     return {"cmmd": bowl + 1 / step + trial.seed / 100, "cmmd_se": 0.01, "adherence": stop / STEPS}
+
+
+def evaluate(config: Any, cache: Path) -> Any:
+    """Score a trial of `tests.sweeps.fakes` by its settings."""
+    trial = Trial("", Cell("", config.name, {}, config, False, {}), config.seed, config)
+    return lambda images: score(trial, int(images[0, 0, 0, 0]))
+
+
+PARTS = replace(fakes.PARTS, evaluate="tests.sweeps.searches:evaluate")
 
 
 class Driver:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from rich.console import Console
 
 from prx.errors import ConfigError
+from prx.yamlsource import parse_yaml
+from sweeps.plan import make_plan
 from sweeps.search.space import contains, listed, settled, with_values
 from sweeps.show_plan import render_plan
+from sweeps.spec import parse_spec
 from tests.sweeps.searches import STOP, WEIGHT, plan
 
 THREE = "[none, repa_dinov2, irepa_dinov2]"
@@ -204,3 +208,11 @@ def test_one_study_needs_one_range_for_a_path():
 def test_two_objectives_are_not_for_cma_es():
     found = refusal(space(f"{WEIGHT}: default", sampler="cma_es"), more="objectives: {cmmd: min, adherence: max}\n")
     assert "must be nsga2, tpe, multivariate_tpe, random or grid for two objectives" in found
+
+
+def test_the_example_of_the_documentation_plans():
+    text = (Path(__file__).parents[2] / "docs" / "search.md").read_text(encoding="utf-8")
+    source = parse_yaml(text.partition("```yaml\n")[2].partition("```")[0], "search.md")
+    here = make_plan(parse_spec(source), source)
+    assert here.search.cells[0].values == {WEIGHT: 0.5, STOP: 200}
+    assert "14 to be chosen in 4 more waves" in shown(here)
