@@ -178,7 +178,9 @@ class Session:
 
         lineage = load(self.parts.lineage)
         runs = {trial.trial_id: (trial.config, lineage(trial.config, self.folder.cache)) for trial in pending}
-        points = waypoints(runs)
+        search = self.plan.search
+        forks = {trial.trial_id: search.forks(trial.config) for trial in pending} if search else {}
+        points = waypoints(runs, forks)
         self.segments.add(points)
         record(self.folder.waypoints, self.history, points)
         found = 0

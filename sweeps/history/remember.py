@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 from prx.config import RunConfig
@@ -33,8 +34,14 @@ def boundaries(config: RunConfig) -> list[int]:
     return [*range(every, config.steps, every), config.steps]
 
 
-def waypoints(runs: Mapping[str, tuple[RunConfig, Names]]) -> dict[str, tuple[Waypoint, ...]]:
-    """Give the boundaries of every trial; files stay where trials part from each other, and at the end."""
+def waypoints(
+    runs: Mapping[str, tuple[RunConfig, Names]], forks: Mapping[str, Collection[int]] = MappingProxyType({})
+) -> dict[str, tuple[Waypoint, ...]]:
+    """Give the boundaries of every trial; files stay where trials part from each other, and at the end.
+
+    Args:
+        forks: Trial -> the steps at which trials that are not known yet may part from it.
+    """
     states = {trial: [names.key(step) for step in boundaries(config)] for trial, (config, names) in runs.items()}
     following: dict[str, set[str | None]] = defaultdict(set)
     for keys in states.values():
@@ -44,7 +51,7 @@ def waypoints(runs: Mapping[str, tuple[RunConfig, Names]]) -> dict[str, tuple[Wa
     for trial, (config, names) in runs.items():
         pairs = zip(boundaries(config), states[trial], strict=True)
         found[trial] = tuple(
-            Waypoint(step, key, names.measurement(step), keep=None in following[key] or len(following[key]) > 1)
+            Waypoint(step, key, names.measurement(step), keep=step in forks.get(trial, ()) or _parts(following[key]))
             for step, key in pairs
         )
     return found
@@ -72,6 +79,10 @@ def recorded(path: Path) -> Recorded | None:
         return None
     found = json.loads(path.read_text(encoding="utf-8"))
     return Recorded(found["history"], {t: [(int(p[0]), p[1], p[2]) for p in ps] for t, ps in found["trials"].items()})
+
+
+def _parts(following: Collection[str | None]) -> bool:
+    return None in following or len(following) > 1
 
 
 class Segments:

@@ -11,10 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from optuna.distributions import BaseDistribution
+
+from prx.config import RunConfig
 from prx.yamlsource import Source
 from sweeps.cells import Cell, Dropped
 from sweeps.search.sampling import Direction, Known, Proposal, Result, propose
-from sweeps.search.space import is_number, lookup
+from sweeps.search.space import NEVER, has, is_number, is_step, listed, lookup
 from sweeps.search.spec import SearchSpec
 from sweeps.search.studies import AXIS, Infeasible, Params, Study
 from sweeps.search.validate import first_points, refuse, study_problems, written_spaces
@@ -59,6 +62,18 @@ class SearchPlan:
         sizes = ((self.left(study), self.spec.batch_size(study.num_params)) for study in self.studies)
         return max(math.ceil(left / size) for left, size in sizes)
 
+    def forks(self, config: RunConfig) -> frozenset[int]:
+        """List the steps at which points that are not chosen yet may part from a run: its checkpoints there matter.
+
+        Only where all else that is searched is one of few values: two continuous draws are never the same.
+        """
+        content, found = config.model_dump(mode="json"), set[int]()
+        for study in self.studies if self.num_waves else ():
+            for space in study.spaces.values():
+                if all(listed(distribution) is not None for distribution in space.values()):
+                    found |= {step for path, one in space.items() for step in _ahead(content, path, one)}
+        return frozenset(found)
+
     def paths(self) -> dict[str, bool]:
         """List the searched paths, and whether every cell has a number there."""
         found: dict[str, bool] = {}
@@ -70,6 +85,14 @@ class SearchPlan:
                     number = own is None or (isinstance(own, (int, float)) and not isinstance(own, bool))
                     found[path] = found.get(path, True) and number and is_number(distribution)
         return found
+
+
+def _ahead(content: Mapping[str, Any], path: str, found: BaseDistribution) -> Iterator[int]:
+    """List the searched values of a step up to a run's own: what stops later shares the run until then."""
+    own = lookup(content, path) if is_step(path) and has(content, path) else 0
+    for step in listed(found) or ():
+        if isinstance(step, int) and (own == NEVER or step <= own):
+            yield step
 
 
 def plan_search(spec: SweepSpec, source: Source, cells: Sequence[Cell]) -> tuple[list[Cell], SearchPlan]:

@@ -82,6 +82,7 @@ def test_the_best_get_another_seed_and_so_does_the_baseline(whole):
     assert set(first["name"].head(2)) <= set(again["name"])
 
 
+@pytest.mark.slow
 def test_a_run_that_died_between_waves_ends_in_the_same_results(whole, tmp_path, monkeypatch):
     outcome, _ = whole
 

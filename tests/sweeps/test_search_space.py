@@ -11,10 +11,12 @@ from rich.console import Console
 
 from prx.errors import ConfigError
 from prx.yamlsource import parse_yaml
+from sweeps.history.remember import waypoints
 from sweeps.plan import make_plan
 from sweeps.search.space import contains, listed, settled, with_values
 from sweeps.show_plan import render_plan
 from sweeps.spec import parse_spec
+from tests.sweeps import fakes
 from tests.sweeps.searches import STOP, WEIGHT, plan
 
 THREE = "[none, repa_dinov2, irepa_dinov2]"
@@ -208,6 +210,24 @@ def test_one_study_needs_one_range_for_a_path():
 def test_two_objectives_are_not_for_cma_es():
     found = refusal(space(f"{WEIGHT}: default", sampler="cma_es"), more="objectives: {cmmd: min, adherence: max}\n")
     assert "must be nsga2, tpe, multivariate_tpe, random or grid for two objectives" in found
+
+
+def test_checkpoints_stay_where_points_to_come_may_part():
+    steps = f"{STOP}: {{choice: [10, 20, 30, never]}}"
+    few = plan(space(f"{WEIGHT}: {{choice: [0.25, 0.5]}}", steps, sampler="tpe", trials=6, more="  startup: 2\n"))
+    by_stop = {cell.values[STOP]: few.search.forks(cell.config) for cell in few.search.cells}
+    for stop, forks in by_stop.items():
+        assert forks == {step for step in (10, 20, 30) if stop == "never" or step <= stop}
+    baseline, repa = few.cells[:2]
+    assert few.search.forks(baseline.config) == frozenset()
+    assert few.search.forks(repa.config) == {10, 20, 30}
+    lineage = fakes.Lineage(repa.config, Path())
+    kept = waypoints({"t": (repa.config, lineage)}, {"t": few.search.forks(repa.config)})["t"]
+    assert [point.keep for point in kept] == [True] * 4
+    assert [point.keep for point in waypoints({"t": (repa.config, lineage)})["t"]] == [False, False, False, True]
+    # Two continuous weights are never the same, so nothing can part; a grid has no points to come.
+    endless = plan(space(f"{WEIGHT}: {{uniform: [0.25, 0.5]}}", steps, sampler="tpe", trials=6, more="  startup: 2\n"))
+    assert endless.search.forks(endless.cells[1].config) == frozenset()
 
 
 def test_the_example_of_the_documentation_plans():
