@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 USAGE_ERROR = 2
 FOLDER_METRICS = ("cmmd", "dino_mmd", "fid")
-CHOICES = (*FOLDER_METRICS, "precision", "recall", "density", "coverage")
+CHOICES = (*FOLDER_METRICS, "knn_precision", "knn_recall", "density", "coverage")
 EMBEDDED_FOLDERS = {"clip": "clip", "dino": "dino_mmd", "inception": "inception"}
 EMBEDDED_NOTE = "embedded weights, trained on small drawn scenes: compare only with figures made by them"
 

@@ -17,7 +17,8 @@ PRECISION_NEIGHBOURS = 3
 DENSITY_NEIGHBOURS = 5
 MIN_SAMPLES = DENSITY_NEIGHBOURS + 1
 """Samples of each set without which the balls around samples have no radius."""
-MANIFOLD_METRICS = ("precision", "recall", "density", "coverage")
+MANIFOLD_METRICS = ("knn_precision", "knn_recall", "density", "coverage")
+"""`precision` alone names a technique: the number format that a run trains in."""
 
 
 def manifold(generated: Embeddings, real: Embeddings, *, chunk: int = CHUNK) -> dict[str, float]:
@@ -49,7 +50,7 @@ def manifold(generated: Embeddings, real: Embeddings, *, chunk: int = CHUNK) -> 
             around[a] += inside.sum(dim=1)
             covered[b] += inside.sum(dim=0)
             recalled[b] += (squares <= radius_x[a, None]).sum(dim=0)
-    shares = {"precision": precise, "recall": recalled, "coverage": covered}
+    shares = {"knn_precision": precise, "knn_recall": recalled, "coverage": covered}
     found = {name: value for name, counts in shares.items() for name, value in _share(name, counts).items()}
     density = around.double() / DENSITY_NEIGHBOURS
     return found | {"density": float(density.mean()), "density_se": float(density.std()) / math.sqrt(len(x))}

@@ -99,7 +99,7 @@ def test_table_has_every_column_whatever_the_rows(tmp_path):
     assert list(empty.columns) == [
         "trial_id", "cell_id", "name", "is_baseline", "seed", "alignment", "step",
         "cmmd", "cmmd_se", "dino_mmd", "dino_mmd_se", "fid", "fid_se", "adherence", "adherence_se",
-        "clip_score", "clip_score_se", "precision", "precision_se", "recall", "recall_se",
+        "clip_score", "clip_score_se", "knn_precision", "knn_precision_se", "knn_recall", "knn_recall_se",
         "density", "density_se", "coverage", "coverage_se",
         "cmmd_unbiased", "dino_mmd_unbiased", "num_samples", "loss", "samples_per_second", "batches_per_second",
         "state", "wall_seconds", "device_seconds", "replayed", "reason",

@@ -8,9 +8,9 @@ import pytest
 
 from evaluation.evaluate import METRIC_ROLES
 from prx.errors import ConfigError
-from prx.yamlsource import parse_yaml
+from prx.yamlsource import parse_yaml, read_yaml
 from sweeps import catalogue
-from sweeps.metrics import METRICS, QUALITY
+from sweeps.metrics import METRICS, QUALITY, RESULT_COLUMNS
 from sweeps.spec import SweepSpec, load_spec, parse_spec
 
 GOOD = """\
@@ -232,6 +232,11 @@ def test_a_wrong_section_does_not_hide_problems_of_others():
 def test_an_empty_file_and_a_list_are_refused():
     assert "must be a mapping with name, base, axes and trial, got None" in errors("")
     assert "s.yaml:1: must be a mapping with name, base, axes and trial, got [1]" in errors("[1]")
+
+
+@pytest.mark.parametrize("file", sorted(Path(catalogue.__file__).with_name("catalogue").glob("*.yaml")), ids=lambda path: path.stem)
+def test_no_axis_of_the_catalogue_is_named_like_a_column(file):
+    assert not set(read_yaml(file).data) & RESULT_COLUMNS
 
 
 def test_metrics_are_those_that_evaluation_computes():

@@ -73,10 +73,10 @@ def test_json_equals_the_pure_functions(folders: tuple[Path, Path], options: lis
 
 
 def test_neighbours_are_compared_where_asked_for(folders: tuple[Path, Path], options: list[str]) -> None:
-    found = json.loads(invoke(*folders, *options, "--metrics", "precision,coverage", "--json").stdout)
-    assert 0 <= found["precision"] <= 1
+    found = json.loads(invoke(*folders, *options, "--metrics", "knn_precision,coverage", "--json").stdout)
+    assert 0 <= found["knn_precision"] <= 1
     assert found["coverage_se"] > 0
-    assert not {"recall", "cmmd"} & set(found)
+    assert not {"knn_recall", "cmmd"} & set(found)
 
 
 def test_chosen_metrics_need_only_their_weights(folders: tuple[Path, Path], weights: dict[str, Path]) -> None:
@@ -129,7 +129,7 @@ def test_too_few_images(folders: tuple[Path, Path], options: list[str], tmp_path
 
 
 def test_bad_options(folders: tuple[Path, Path], options: list[str], tmp_path: Path) -> None:
-    assert "--metrics must be among cmmd, dino_mmd, fid, precision, recall, density, coverage, got kid" in refusal(
+    assert "--metrics must be among cmmd, dino_mmd, fid, knn_precision, knn_recall, density, coverage, " in refusal(
         *folders, *options, "--metrics", "kid"
     )
     assert "weights folder" in refusal(*folders, *options, "--clip", tmp_path / "nowhere")

@@ -27,8 +27,8 @@ def brute_force(generated: Tensor, real: Tensor) -> dict[str, float]:
     own = [radius(x, i, 3) for i in range(len(x))]
     inside = [[math.dist(a, b) <= wide[j] for j, b in enumerate(y)] for a in x]
     return {
-        "precision": np.mean([any(math.dist(a, b) <= narrow[j] for j, b in enumerate(y)) for a in x]),
-        "recall": np.mean([any(math.dist(a, b) <= own[i] for i, a in enumerate(x)) for b in y]),
+        "knn_precision": np.mean([any(math.dist(a, b) <= narrow[j] for j, b in enumerate(y)) for a in x]),
+        "knn_recall": np.mean([any(math.dist(a, b) <= own[i] for i, a in enumerate(x)) for b in y]),
         "density": np.sum(inside) / (5 * len(x)),
         "coverage": np.mean(np.any(inside, axis=0)),
     }
@@ -45,15 +45,15 @@ def test_agrees_with_plain_loops(chunk: int, shift: float, spread: float) -> Non
 def test_equal_sets_are_perfect_and_distant_ones_share_nothing() -> None:
     x = cloud(50, 1)
     same, apart = manifold(x, x.clone()), manifold(x + 100.0, x)
-    assert [same[name] for name in ("precision", "recall", "coverage")] == [1.0, 1.0, 1.0]
+    assert [same[name] for name in ("knn_precision", "knn_recall", "coverage")] == [1.0, 1.0, 1.0]
     assert [apart[name] for name in MANIFOLD_METRICS] == [0.0] * 4
-    assert 0 < apart["precision_se"] < 0.1
+    assert 0 < apart["knn_precision_se"] < 0.1
 
 
 def test_one_picture_again_and_again_is_precise_and_covers_nothing() -> None:
     found = manifold(cloud(60, 1, spread=0.01), cloud(60, 2))
-    assert found["precision"] == 1.0
-    assert found["recall"] < 0.05
+    assert found["knn_precision"] == 1.0
+    assert found["knn_recall"] < 0.05
     assert found["coverage"] < 0.3
 
 
