@@ -234,8 +234,9 @@ def test_an_empty_file_and_a_list_are_refused():
     assert "s.yaml:1: must be a mapping with name, base, axes and trial, got [1]" in errors("[1]")
 
 
-@pytest.mark.parametrize("file", sorted(Path(catalogue.__file__).with_name("catalogue").glob("*.yaml")), ids=lambda path: path.stem)
-def test_no_axis_of_the_catalogue_is_named_like_a_column(file):
+@pytest.mark.parametrize("world", ["embedded", "real"])
+def test_no_axis_of_the_catalogue_is_named_like_a_column(world):
+    file = Path(catalogue.__file__).with_name("catalogue") / f"{world}.yaml"
     assert not set(read_yaml(file).data) & RESULT_COLUMNS
 
 
