@@ -118,11 +118,13 @@ def preflight_search(plan: Plan, search: SearchPlan, root: Path) -> None:
 def refuse_another(plan: Plan, search: SearchPlan, records: Records) -> None:
     """Refuse a folder whose points were chosen in another space; more trials and more cells are the same search.
 
+    Where nothing was trained yet, as after a refusal of the data, another search may take the folder over.
+
     Raises:
         ConfigError: As it says.
     """
     known = records.read()
-    if known is None:
+    if known is None or not any(records.folder.parent.glob("trials/*/journal.jsonl")):
         return
     wanted = content(plan, search)
     problems = []

@@ -161,5 +161,7 @@ def test_another_search_in_the_same_folder_is_refused(tmp_path):
         assert message in str(error.value)
         assert "give the sweep another name" in str(error.value)
     preflight(plan(text.replace("trials: 4", "trials: 9")), folder, None, None)
+    untrained = Driver(plan(text), tmp_path / "untrained").folder
+    preflight(plan(others["search.space: differs from the search"]), untrained, None, None)
     assert sorted(path for path in folder.root.rglob("*") if path.name != "logs") == before
     assert isinstance(Driver(plan(text), tmp_path).ledger, Ledger)
