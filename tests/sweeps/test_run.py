@@ -108,6 +108,13 @@ def test_the_place_of_a_trial_that_failed_goes_to_the_best_in_reserve(sweep):
     assert "in reserve after rung 10" in sweep.text
 
 
+def test_the_report_is_there_when_a_run_ends_and_knows_its_circumstances(sweep):
+    assert "the report could not be written" not in sweep.text
+    page = (sweep.folder.root / "report.html").read_text()
+    for words in ("· not running ·", "3 complete", "2 pruned", "3 failed", "the fake broke at step 15", "python"):
+        assert words in page, words
+
+
 def test_what_is_printed(sweep):
     assert f"logs: {sweep.folder.logs}" in sweep.text
     for kind in ("started", "boundary", "paused", "resumed", "pruned", "complete", "failed"):
@@ -117,6 +124,7 @@ def test_what_is_printed(sweep):
     lines = [line.split()[0] for line in end.splitlines() if line.strip()]
     assert lines[2:5] == ["good-1", "good-2", "good-3"]
     assert f"results: {sweep.folder.results}" in end
+    assert f"report: {sweep.folder.root / 'report.html'}" in end
     assert f"samples of the best trial: {sweep.home('good-1') / 'samples' / 'step-00000040.png'}" in end
     assert "failed: crash-2: RuntimeError: the fake broke at step 15 (traceback: " in end
     _, status = text_of(lambda console: console.print(render_status(sweep.folder)))

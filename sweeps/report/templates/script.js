@@ -81,9 +81,9 @@
     }
   }));
 
-  // On paper everything is open.
-  addEventListener("beforeprint", () => all("details").forEach((d) => { d.dataset.was = d.open; d.open = true; }));
-  addEventListener("afterprint", () => all("details").forEach((d) => { d.open = d.dataset.was === "true"; }));
+  // On paper everything is open, but for the configurations: they would fill most of it.
+  addEventListener("beforeprint", () => all("section:not(#configs) details").forEach((d) => { d.dataset.was = d.open; d.open = true; }));
+  addEventListener("afterprint", () => all("section:not(#configs) details").forEach((d) => { d.open = d.dataset.was === "true"; }));
 
   // Served while the sweep runs: ask now and then whether there is a newer page.
   if (document.body.dataset.live) {
