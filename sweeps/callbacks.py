@@ -18,6 +18,10 @@ class Events(Callback):
     def __init__(self, ledger: Ledger, meter: Meter, devices: Mapping[str, int]) -> None:
         self.ledger, self.meter, self.devices = ledger, meter, devices
 
+    def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        """Tune looked for news; it does several times a second."""
+        self.ledger.tick()
+
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """A trial got a worker."""
         self.ledger.started_trial(trial.trial_id)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from sweeps.results import (
+    ENTRY,
     FINISHED,
     Journal,
     SweepFolder,
@@ -17,14 +19,17 @@ from sweeps.results import (
     TrialState,
     read_journal,
     read_state,
+    read_steps_trained,
     trial_rows,
     write_info,
     write_results,
     write_state,
 )
+from sweeps.steps import Steps, total
 
 _log = logging.getLogger(__name__)
-ENTRY = ("step", "metrics", "wall_seconds", "device_seconds")
+WRITING = 0.1
+"""Share of the time that may go into rewriting the table of results, which grows with the sweep."""
 
 
 @dataclass
@@ -73,7 +78,11 @@ class Listener(Protocol):
 
 
 class Ledger:
-    """Every trial's standing, kept in memory, written to the sweep's folder at every change."""
+    """Every trial's standing, kept in memory and written to the sweep's folder.
+
+    States are written at every change. The table is rewritten at the next change, or `tick`, once ten times as
+    long has passed as the last rewriting took; `begin` and `interrupted`, first and last, always rewrite it.
+    """
 
     def __init__(
         self,
@@ -89,6 +98,8 @@ class Ledger:
         self._clock, self.started = clock, clock()
         self.damage: list[str] = []
         self._verdicts: dict[str, tuple[TrialState, str]] = {}
+        self._on_disk: dict[str, TrialState] = {}
+        self._stale, self._due = False, math.inf  # replaying changes much before `begin`
         self.trials = {trial.trial_id: self._load(trial) for trial in info.trials}
 
     def add(self, trials: Sequence[TrialInfo]) -> None:
@@ -102,7 +113,7 @@ class Ledger:
         home = self.folder.trial(info.trial_id)
         journal = read_journal(home)
         self.damage += journal.damage
-        state = read_state(home)
+        state = self._on_disk[info.trial_id] = read_state(home)
         if self.info.steps in journal.boundaries:
             state = TrialState("complete")
         elif state.state != "pruned" or not self._keep_pruned:
@@ -123,10 +134,11 @@ class Ledger:
             alarm(line)
 
     def begin(self) -> None:
-        """Record what was settled before anything ran."""
+        """Record what was settled before anything ran; from here on the table is kept."""
         for status in self.trials.values():
             if status.state.state == "complete":
                 self._write_state(status)
+        self._due = self._clock()
         self.write()
 
     def started_trial(self, trial_id: str) -> None:
@@ -145,6 +157,7 @@ class Ledger:
             self.failed(trial_id, str(result["failed"]))
             return
         status.rate = result.get("batches_per_second", status.rate)
+        status.journal.steps_trained = int(result.get("steps_trained", status.journal.steps_trained))
         if "restarts" in result:
             status.state = TrialState("running", f"new workers from here on: {result['restarts']}")
             self._tell("restarted", status)
@@ -156,7 +169,7 @@ class Ledger:
             self._change(status, *self._verdicts.pop(trial_id))
 
     def _boundary(self, status: TrialStatus, result: Mapping[str, Any]) -> None:
-        status.journal.boundaries[status.step] = {key: result[key] for key in ENTRY}
+        status.journal.boundaries[status.step] = {key: result[key] for key in ENTRY if key in result}
         status.journal.wall_seconds = float(result["wall_seconds"])
         if not result["replayed"]:
             status.replayed.discard(status.step)
@@ -202,8 +215,15 @@ class Ledger:
         for status in found:
             status.state = TrialState("pending")
             self._write_state(status)
+        self._due = self._clock()
         self.write()
         return found
+
+    def steps(self) -> Steps:
+        """Count what was asked for, trained, taken over and spared, by all runs of this sweep."""
+        for trial_id, status in self.trials.items():  # a worker that died did not report its last steps
+            status.journal.steps_trained = read_steps_trained(self.folder.trial(trial_id))
+        return total(((status.journal, status.state) for status in self.trials.values()), self.info.steps)
 
     def rows(self) -> list[dict[str, Any]]:
         """Make the table's rows."""
@@ -212,8 +232,17 @@ class Ledger:
         ]
 
     def write(self) -> None:
-        """Rewrite the table of results."""
-        write_results(self.rows(), self.info.axes, self.folder.results, self.info.searched)
+        """Rewrite the table of results, now or, where that would take too much of the time, soon."""
+        self._stale = True
+        self.tick()
+
+    def tick(self) -> None:
+        """Rewrite the table of results if it is stale and enough time has passed; to be called often."""
+        started = self._clock()
+        if self._stale and started >= self._due:
+            write_results(self.rows(), self.info.axes, self.folder.results, self.info.searched)
+            ended = self._clock()
+            self._stale, self._due = False, ended + (ended - started) / WRITING
 
     def count(self, *states: str) -> int:
         """Count the trials in any of some states."""
@@ -231,7 +260,10 @@ class Ledger:
         self._tell(kind, status)
 
     def _write_state(self, status: TrialStatus) -> None:
-        write_state(self.folder.trial(status.info.trial_id), status.state)
+        trial_id = status.info.trial_id
+        if self._on_disk.get(trial_id) != status.state:
+            write_state(self.folder.trial(trial_id), status.state)
+            self._on_disk[trial_id] = status.state
 
     def _tell(self, kind: str, status: TrialStatus) -> None:
         for listener in self.listeners:

@@ -36,6 +36,7 @@ def print_end(outcome: Outcome, console: Console) -> None:
 def _lines(outcome: Outcome, frame: pd.DataFrame) -> Iterator[str]:
     if not len(frame):
         yield "no boundary has been reached yet"
+    yield str(outcome.steps)
     yield f"results: {outcome.results_path}"
     page = outcome.folder.root / "report.html"
     if page.is_file():

@@ -3,6 +3,7 @@
 STORE/sweeps/NAME/sweep.json                       what was planned
 STORE/sweeps/NAME/waypoints.json                   which states of the history its trials pass
 STORE/sweeps/NAME/trials/TRIAL_ID/journal.jsonl    a line a boundary, appended by the trial
+STORE/sweeps/NAME/trials/TRIAL_ID/steps_trained    how many updates it made, also those lost in a crash
 STORE/sweeps/NAME/trials/TRIAL_ID/state.json       complete, pruned, failed, ...: written by the driver
 STORE/sweeps/NAME/spent.json                       what all runs have cost
 STORE/sweeps/NAME/trials/TRIAL_ID/damage.txt       what the history had of it and was damaged, a line each
@@ -35,6 +36,8 @@ MEASURED = (
     "batches_per_second",
 )
 FINISHED = ("complete", "pruned", "failed")
+ENTRY = ("step", "metrics", "wall_seconds", "device_seconds", "steps_trained")
+"""What a report of a boundary and the journal's line have in common."""
 STATES = ("pending", "running", "paused", *FINISHED)
 
 
@@ -83,10 +86,14 @@ class TrialState:
 
 @dataclass
 class Journal:
-    """The boundaries a trial has reached, by step, and the seconds spent on the way."""
+    """The boundaries a trial has reached, by step, and the seconds spent on the way.
+
+    `steps_trained` counts every update its processes made, over all their lives; see `sweeps.steps`.
+    """
 
     boundaries: dict[int, dict[str, Any]] = field(default_factory=dict)
     wall_seconds: float = 0.0
+    steps_trained: int = 0
     damage: list[str] = field(default_factory=list)
 
 
@@ -119,22 +126,22 @@ def write_atomic(path: Path, content: str) -> None:
     partial.replace(path)
 
 
-def append_journal(folder: Path, entry: Mapping[str, Any]) -> None:
-    """Add a line and wait until it is on the disk; what a crash left half-written is cut off first."""
+def append_journal(folder: Path, *entries: Mapping[str, Any]) -> None:
+    """Add lines and wait until they are on the disk; what a crash left half-written is cut off first."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "journal.jsonl").open("a+b") as handle:
         handle.seek(0)
         content = handle.read()
         if content and not content.endswith(b"\n"):
             handle.truncate(content.rfind(b"\n") + 1)
-        handle.write(json.dumps(dict(entry), allow_nan=False).encode() + b"\n")
+        handle.write(b"".join(json.dumps(dict(entry), allow_nan=False).encode() + b"\n" for entry in entries))
         handle.flush()
         os.fsync(handle.fileno())
 
 
 def read_journal(folder: Path) -> Journal:
     """Read a trial's journal; a damaged line is left out and named in `damage`."""
-    path, journal = folder / "journal.jsonl", Journal()
+    path, journal = folder / "journal.jsonl", Journal(steps_trained=read_steps_trained(folder))
     if not path.is_file():
         return journal
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
@@ -168,6 +175,25 @@ def read_damage(folder: Path) -> list[str]:
     """Give what was found damaged on a trial's way."""
     path = folder / "damage.txt"
     return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+
+
+def write_steps_trained(folder: Path, count: int) -> None:
+    """Record how many updates a trial made in all its lives.
+
+    Written after every chunk of training, so not forced to the disk: it outlives the process, which is what
+    gets killed.
+    """
+    partial = folder / f"steps_trained.partial-{os.getpid()}"
+    partial.write_text(f"{count}\n", encoding="utf-8")
+    partial.replace(folder / "steps_trained")
+
+
+def read_steps_trained(folder: Path) -> int:
+    """Read how many updates a trial made in all its lives; one that never trained made none."""
+    try:
+        return int((folder / "steps_trained").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return 0
 
 
 def write_state(folder: Path, state: TrialState) -> None:

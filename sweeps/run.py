@@ -17,6 +17,7 @@ from sweeps.history.address import credentials, without_credentials
 from sweeps.logs import environment, logging_to, terminated_as_interrupted
 from sweeps.results import SweepFolder, SweepInfo
 from sweeps.status import exclusive
+from sweeps.steps import NO_STEPS, Steps
 
 if TYPE_CHECKING:
     from sweeps.plan import Plan
@@ -29,7 +30,7 @@ DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. `unfinished` trials go on when the same command is given again.
+    """How a run ended. `unfinished` trials go on when the same command is given again; `steps` counts all runs.
 
     `spent` says which limits of the budget were reached, and `left` what they leave undone.
     """
@@ -41,6 +42,7 @@ class Outcome:
     unfinished: int = 0
     spent: str = ""
     left: Left | None = None
+    steps: Steps = NO_STEPS
 
     @property
     def results_path(self) -> Path:
@@ -90,7 +92,10 @@ def run_sweep(
         with ReportWriter(folder, lambda text: session.display.say(text)) as writer:
             session.ledger.listeners.append(writer)
             interrupted = session.go(address, max_concurrent)
-            return _outcome(session, interrupted)
+            outcome = _outcome(session, interrupted)
+        if outcome.exit_code == DONE and not outcome.unfinished:
+            session.end()
+        return outcome
 
 
 def preflight(
@@ -149,4 +154,4 @@ def _outcome(session: Session, interrupted: bool) -> Outcome:
     failed = tuple(i for i, status in ledger.trials.items() if status.state.state == "failed")
     ended = SOME_FAILED if failed else DONE
     code = INTERRUPTED if interrupted or (unfinished and not spent) else ended
-    return Outcome(code, session.folder, ledger.info, failed, unfinished, spent, undone)
+    return Outcome(code, session.folder, ledger.info, failed, unfinished, spent, undone, ledger.steps())

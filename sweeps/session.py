@@ -22,6 +22,7 @@ from sweeps.ledger import Ledger
 from sweeps.live import Display, open_display
 from sweeps.logs import ENVIRONMENT, environment, terminated_as_interrupted
 from sweeps.metrics import METRICS
+from sweeps.order import in_order
 from sweeps.results import FINISHED, SweepFolder, SweepInfo, TrialInfo
 from sweeps.stopping.pace import scheduled_until
 from sweeps.stopping.spec import RAY_RULES
@@ -72,7 +73,10 @@ class Session:
         self, plan: Plan, folder: SweepFolder, history: str | Path, parts: Parts, console: Console
     ) -> None:
         from sweeps.early_stopping import make_scheduler
+        from sweeps.history.forks import Forks
+        from sweeps.history.keys import digest
         from sweeps.history.remember import Segments
+        from sweeps.history.store import HistoryStore
         from sweeps.submission import TrialQueue
 
         self.plan, self.folder, self.parts, self.console = plan, folder, parts, console
@@ -82,6 +86,8 @@ class Session:
         self.meter, self.devices, self._cut = Meter(plan.spec.budget, folder.spent), dict[str, int](), False
         self.queue = TrialQueue(more=self._advance)
         self.segments = Segments(self.history)
+        self.forks, self._published = Forks(HistoryStore(self.history)), digest(str(folder.root))
+        self._told: set[tuple[str, int]] = set()
         self.scheduler = make_scheduler(plan, self.ledger.info, self.queue, self.ledger, self.segments)
         self.display = Display()
 
@@ -126,16 +132,23 @@ class Session:
         self.ledger.add(infos)
         self.devices |= {trial.trial_id: trial.config.infrastructure.workers for trial in wave.trials}
         self._cut = bool(self.meter.spent())
+        self.scheduler.join(infos, judged=wave.judged)
+        self._replay(infos)
         pending = self._pending(wave)
-        if pending and not self._cut:
+        if pending and not self._cut:  # nothing is loaded or encoded for trials that the journals alone decide
             self._prepare(pending)
             self._remember(pending)
-        self.scheduler.join(infos, judged=wave.judged)
-        given = {trial.trial_id for trial in self._pending(wave)}
-        for info in infos:
-            self._replay(info.trial_id, given)
+            going = {trial.trial_id for trial in pending}
+            self._replay([info for info in infos if info.trial_id in going])
         if not self._cut:
-            self.queue.add([self._submission(trial) for trial in self._admitted(wave)])
+            self.queue.add([self._submission(trial) for trial in self._in_order(self._admitted(wave))])
+
+    def _in_order(self, trials: Sequence[Trial]) -> list[Trial]:
+        by_id, ways = {trial.trial_id: trial for trial in trials}, dict[str, list[str]]()
+        for trial_id in by_id:
+            reached = max(self.ledger.trials[trial_id].journal.boundaries, default=0)
+            ways[trial_id] = [p.state for p in self.segments.waypoints(trial_id) if p.step > reached]
+        return [by_id[trial_id] for trial_id in in_order(ways)]
 
     def _admitted(self, wave: Wave) -> list[Trial]:
         """Choose the trials that the budget lets train; no rung waits for the others."""
@@ -146,15 +159,22 @@ class Session:
                 self.scheduler.settled(trial.trial_id)
         return [trial for trial in self._pending(wave) if trial.trial_id in admitted]
 
-    def _replay(self, trial_id: str, given: set[str]) -> None:
-        boundaries = self.ledger.trials[trial_id].journal.boundaries
-        for step, entry in sorted(boundaries.items()):
-            if self.scheduler.replays_all or trial_id not in given:
-                self.scheduler.replay(
-                    trial_id, step, entry["metrics"] | {"device_seconds": entry["device_seconds"]}
-                )
-        if trial_id not in given:
-            self.scheduler.settled(trial_id)
+    def _replay(self, infos: Sequence[TrialInfo]) -> None:
+        """Tell the scheduler what is known, each boundary once; of trials that go on only where it asks for that."""
+        for info in infos:
+            status = self.ledger.trials[info.trial_id]
+            ended = status.state.state != "pending"
+            for step, entry in sorted(status.journal.boundaries.items()):
+                if (ended or self.scheduler.replays_all) and (info.trial_id, step) not in self._told:
+                    self._told.add((info.trial_id, step))
+                    known = entry["metrics"] | {"device_seconds": entry["device_seconds"]}
+                    self.scheduler.replay(info.trial_id, step, known)
+            if ended:
+                self.scheduler.settled(info.trial_id)
+
+    def end(self) -> None:
+        """Let go of the states that only this sweep might have started from."""
+        self.forks.withdraw(self._published)
 
     def _unended(self) -> bool:
         return self.ledger.count(*FINISHED) < len(self.ledger.trials)
@@ -183,6 +203,7 @@ class Session:
         points = waypoints(runs, forks)
         self.segments.add(points)
         record(self.folder.waypoints, self.history, points)
+        self.forks.publish(self._published, self.segments.paths())
         found = 0
         for trial_id, ahead in points.items():
             known = self.ledger.trials[trial_id].journal.boundaries

@@ -16,6 +16,7 @@ from sweeps.confounds import Confound, confounds
 from sweeps.plan import SEPARATOR, Cell, Dropped, Plan
 from sweeps.seeds import AdaptiveSeeds
 from sweeps.show_design import render_design
+from sweeps.tree import render_tree, stage_tree
 
 LIMIT = 60
 
@@ -28,6 +29,9 @@ def render_plan(plan: Plan, limit: int = LIMIT) -> RenderableType:
 
         parts.append(render_search(plan, plan.search))
     parts += [_confound(found) for found in confounds(plan)[:limit]]
+    shared = render_tree(stage_tree(plan))
+    if shared is not None:
+        parts.append(shared)
     if plan.dropped:
         parts.append(_dropped(plan.dropped, limit))
     return Group(*parts)

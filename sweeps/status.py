@@ -17,6 +17,7 @@ from prx.yamlsource import read_yaml
 from sweeps.article import render_article
 from sweeps.leaderboard import render_leaderboard
 from sweeps.results import STATES, SweepFolder, collect, read_info, read_state
+from sweeps.steps import read_steps
 
 
 @contextmanager
@@ -77,7 +78,8 @@ def render_status(folder: SweepFolder) -> RenderableType:
     rows, damage = collect(folder, info)
     words = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     head = Text(f"{info.name}: {'running' if running else 'not running'}; {words}", style="bold")
-    lines = [Text(f"damaged: {line}", style="yellow") for line in damage]
+    lines = [Text(str(read_steps(folder, info)))]
+    lines += [Text(f"damaged: {line}", style="yellow") for line in damage]
     if not rows:
         return Group(head, *lines, Text("No boundary has been reached yet."))
     board = render_leaderboard(pd.DataFrame(rows), info)

@@ -25,7 +25,7 @@ from sweeps.bench import Bench, Models, Parts, Settings, load
 from sweeps.desk import WorkersLost
 from sweeps.group import Group, GroupBench
 from sweeps.history.recall import Recall, Waypoint
-from sweeps.results import append_journal, read_journal
+from sweeps.results import ENTRY, append_journal, read_journal, write_steps_trained
 
 __all__ = ["Parts", "Settings", "TrialActor", "TrialRun", "load", "settle_process"]
 ATTEMPTS = 3
@@ -85,6 +85,7 @@ class TrialRun:
         entry = self.recall.measured(self._boundary(self.reached))
         if entry is not None:
             self.recall.release()
+            entry["steps_trained"] = self.journal.steps_trained
             append_journal(self.folder, entry)
             self.journal.boundaries[int(entry["step"])] = entry
             self._wall = float(entry["wall_seconds"])
@@ -98,12 +99,13 @@ class TrialRun:
         boundary = self._boundary(bench.step)
         if bench.step < boundary:
             progress = bench.advance(boundary, seconds=self.settings.chunk_seconds)
+            self._count(len(progress.step_seconds))
             self._loss = progress.loss
             for seconds in progress.step_seconds:
                 self._throughput.add(seconds)
         if bench.step < boundary:
             self._wall += time.perf_counter() - started
-            return {"step": bench.step, "done": False, **self._rates()}
+            return {"step": bench.step, "done": False, "steps_trained": self.journal.steps_trained, **self._rates()}
         if boundary in self.journal.boundaries:  # trained again because its checkpoint was lost
             self._save(bench)
             done = boundary == self.config.steps
@@ -166,6 +168,7 @@ class TrialRun:
         }
         self.recall.add(step, entry)
         self.recall.release()
+        entry["steps_trained"] = self.journal.steps_trained
         append_journal(self.folder, entry)
         self.journal.boundaries[step] = entry
         return entry
@@ -174,6 +177,11 @@ class TrialRun:
         value = metrics.get(self.settings.metric)
         if value is None or not math.isfinite(value):
             raise NonFiniteError(f"step {step}: {self.settings.metric} must be a finite number, got {value}")
+
+    def _count(self, steps: int) -> None:
+        """Count what is trained as soon as it is: a crash may lose the steps, not that they were paid for."""
+        self.journal.steps_trained += steps
+        write_steps_trained(self.folder, self.journal.steps_trained)
 
     def _save(self, bench: Models) -> None:
         bench.save()
@@ -194,7 +202,7 @@ class TrialRun:
         }
         return {
             **{key: value for key, value in decisive.items() if value is not None},
-            **{key: entry[key] for key in ("step", "metrics", "wall_seconds", "device_seconds")},
+            **{key: entry[key] for key in ENTRY if key in entry},
             "replayed": replayed,
             "done": entry["step"] == self.config.steps,
         }

@@ -1,4 +1,4 @@
-"""`python -m sweeps.benchmarks loop | launch | guidance | mmd | techniques | plan | early_stopping`."""
+"""`python -m sweeps.benchmarks loop | launch | guidance | mmd | techniques | plan | early_stopping | replay | tree`."""
 
 from __future__ import annotations
 
@@ -117,6 +117,30 @@ def early_stopping(
     given = {"reduction_factor": factor, "noise_errors": noise_errors}
     spec = SchedulerSpec.model_validate({key: value for key, value in given.items() if value is not None})
     measure(results, seeds or (), metric, arrivals, workers, spec)
+
+
+@app.command()
+def replay(
+    trials: Annotated[
+        list[int] | None,
+        typer.Option(help="How many finished trials; several times. 100 and 1,000 unless told.", min=10),
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where to write them for the time; a temporary folder unless told.")
+    ] = None,
+) -> None:
+    """Measure what taking up finished trials costs, from the command to "everything is trained already"."""
+    from sweeps.benchmarks.replay import measure
+
+    measure(trials or [100, 1_000], folder)
+
+
+@app.command()
+def tree() -> None:
+    """Compare the steps that trials ask for with those to train, where they share their first ones."""
+    from sweeps.benchmarks.tree import measure
+
+    measure()
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from prx import registry
@@ -41,19 +42,35 @@ class Lineage:
 
     Args:
         config: The run.
-        caches: Its encodings: their keys stand for data, encoders and preprocessing.
+        caches: Its encodings: their keys stand for data, encoders and preprocessing. Without them, paths do;
+            nothing is opened then, but keys only compare runs of one plan, and measurements have none.
     """
 
     config: RunConfig
-    caches: Caches
+    caches: Caches | None
+
+    @cached_property
+    def stages(self) -> list[tuple[int, str]]:
+        """List (first step, name) of the stretches on which nothing changes; equal names, equal all the way."""
+        found, name = [], digest({"numerics": NUMERICS, "base": self._base})
+        for start, acting in self._acts:
+            if start < self.config.steps:
+                name = digest([name, start, acting])
+                found.append((start, name))
+        return found
 
     def key(self, step: int) -> str:
         """Name the state after `step` updates."""
-        acts = [(start, self.effective(start)) for start in self.changes() if start < step]
-        return digest({"numerics": NUMERICS, "base": self._base(), "acts": acts, "step": step})
+        acts = [(start, acting) for start, acting in self._acts if start < step]
+        return digest({"numerics": NUMERICS, "base": self._base, "acts": acts, "step": step})
+
+    @cached_property
+    def _acts(self) -> list[tuple[int, dict[str, Any]]]:
+        return [(start, self.effective(start)) for start in self.changes()]
 
     def measurement(self, step: int) -> str:
         """Name what is measured of the state after `step` updates."""
+        assert self.caches is not None
         given = self.config.model_dump(mode="json")
         # Other sampling settings are measured at a run's end alone.
         left_out = {"every"} if step == self.config.steps and given["evaluation"]["also"] else {"every", "also"}
@@ -75,7 +92,8 @@ class Lineage:
         for name, part in self.config.losses.items():
             acting = self._term(part, step)
             if acting is not None:
-                losses[name] = acting | _named(self.caches.targets.get(name, []), acting.pop("teacher", None))
+                targets = self.caches.targets.get(name, []) if self.caches else []
+                losses[name] = acting | _named(targets, acting.pop("teacher", None))
         return {"losses": losses, "routing": self._routing(step)}
 
     def _term(self, part: Any, step: int) -> dict[str, Any] | None:
@@ -95,10 +113,13 @@ class Lineage:
         dense = given.pop("dense_from", NEVER)
         return {**given, "dense": dense != NEVER and step >= dense}
 
+    @cached_property
     def _base(self) -> dict[str, Any]:
-        """Give what acts on every step."""
+        """What acts on every step."""
         left_out = {*NOT_IDENTITY, *MEASURED_BY, "steps", "losses", "routing"}
         given: dict[str, Any] = self.config.model_dump(mode="json", exclude=left_out)
+        if self.caches is None:
+            return given
         given["data"] = _trained_on(given["data"])
         given["text"].pop("encoder")
         if "trained_tokenizer" not in registry.resolve("tokenizer", self.config.tokenizer.use).PROVIDES:
@@ -123,7 +144,7 @@ def _named(targets: list[Job], teacher: str | None) -> dict[str, Any]:
 
 def common_steps(first: Lineage, second: Lineage) -> int:
     """Count the steps that two runs share from the start: the length of their common trunk."""
-    if first._base() != second._base():
+    if first._base != second._base:
         return 0
     end = min(first.config.steps, second.config.steps)
     for step in sorted({*first.changes(), *second.changes()}):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.history.address import reason
+from sweeps.history.forks import Forks
 from sweeps.history.leases import Leases
 from sweeps.history.store import Entry, HistoryStore
 from sweeps.results import append_damage
@@ -52,6 +53,7 @@ class Recall:
         self._found: list[str] = []
         owner = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:6]}"
         self.leases = Leases(self.store, owner, lease_seconds) if self.store else None
+        self.forks = Forks(self.store) if self.store else None
         self._beat: threading.Event | None = None
         self._held: str | None = None
 
@@ -118,7 +120,9 @@ class Recall:
         earlier = [point for point in self.waypoints.values() if point.step < step and not point.keep]
         for point in earlier[-1:]:
             entry = self._state(point)
-            if entry is not None and entry.files and self.store is not None:
+            if entry is None or not entry.files or self.store is None or self.forks is None:
+                continue
+            if not self.forks.needed(point.state):
                 self.store.drop_files(entry)
 
     def _state(self, waypoint: Waypoint) -> Entry | None:

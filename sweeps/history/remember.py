@@ -9,13 +9,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 from prx.config import RunConfig
 from sweeps.history.leases import Leases
 from sweeps.history.recall import Recall, Waypoint
 from sweeps.history.store import HistoryStore
-from sweeps.results import append_journal, write_atomic
+from sweeps.results import append_journal, read_steps_trained, write_atomic
 
 
 class Names(Protocol):
@@ -102,6 +102,10 @@ class Segments:
         self._points |= {trial: tuple(found) for trial, found in points.items()}
         self._states |= {(trial, point.step): point.state for trial, found in points.items() for point in found}
 
+    def paths(self) -> Collection[tuple[Waypoint, ...]]:
+        """Give the boundaries of every trial that was named."""
+        return self._points.values()
+
     def waypoints(self, trial_id: str) -> tuple[Waypoint, ...]:
         """Give the boundaries of a trial, none where it was not named."""
         return self._points.get(trial_id, ())
@@ -127,16 +131,17 @@ def recall(
 
     `warn` is told what was found damaged.
     """
-    found, have = 0, set(known)
-    view = Recall(history, points, folder)
+    found, have = list[dict[str, Any]](), set(known)
+    view, trained = Recall(history, points, folder), read_steps_trained(folder)
     for point in points:
         if point.step in have:
             continue
         entry = view.measured(point.step)
         if entry is None:
             break
-        append_journal(folder, entry)
-        found += 1
+        found.append(entry | {"steps_trained": trained})
+    if found:
+        append_journal(folder, *found)
     for line in view.damage():
         warn(line)
-    return found
+    return len(found)

@@ -1,7 +1,8 @@
 """A sweep without models: what a trial does is written in its name, and every step it trains is counted.
 
 Names: `good-3` scores 3 + 1/step; `crash-...` raises at step 15; `nan-...` measures no number;
-`die-...` kills its process once; `slow-...` takes its time; `fork-20-3` is like every `fork-20-...` up to step 20.
+`die-...` kills its process once; `slow-...` takes its time; `fork-20-3` is like every
+`fork-20-...` up to step 20.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class FakeTrainer:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
 
     def resume(self) -> int:
-        found = [int(path.name.split("-")[1]) for path in (self.folder / "checkpoints").iterdir()]
+        found = [int(path.name.split("-")[1]) for path in (self.folder / "checkpoints").glob("step-*")]
         self.step = max(found, default=0)
         return self.step
 
@@ -54,8 +55,7 @@ class FakeTrainer:
         taken = stop - self.step
         while self.step < stop:
             self.step += 1
-            if kind == "slow":
-                time.sleep(0.05)
+            time.sleep(0.05 if kind == "slow" else float(os.environ.get("FAKE_STEP_SECONDS", "0")))
             if kind == "crash" and self.step == 15:
                 raise RuntimeError("the fake broke at step 15")
             if kind == "die" and self.step == 5 and not (self.folder / "died").exists():
@@ -69,8 +69,10 @@ class FakeTrainer:
         target = self.folder / "checkpoints" / f"step-{self.step:08d}"
         if target.is_dir():  # what is saved is never changed, as with the real one: the history may share the file
             return
-        target.mkdir()
-        (target / "weights").write_text(f"{self.config.name} {self.step}")
+        partial = target.with_name(f"partial-{os.getpid()}-{self.step}")
+        partial.mkdir(exist_ok=True)
+        (partial / "weights").write_text(f"{self.config.name} {self.step}")
+        partial.rename(target)
 
     def sample(self, sampling: Any = None) -> torch.Tensor:
         scale = int(sampling.guidance_scale) if sampling else 0

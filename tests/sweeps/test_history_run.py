@@ -14,9 +14,10 @@ from sweeps.history.leases import Leases
 from sweeps.history.recall import Recall, Waypoint
 from sweeps.history.remember import Segments, boundaries, waypoints
 from sweeps.history.store import HistoryStore
-from sweeps.results import SweepFolder, read_journal, read_results
+from sweeps.results import SweepFolder, read_info, read_journal, read_results
 from sweeps.run import run_sweep
 from sweeps.status import render_status
+from sweeps.steps import Steps, read_steps
 from sweeps.trial import Settings, TrialRun
 from tests.sweeps import fakes
 from tests.sweeps.places import write
@@ -37,6 +38,11 @@ def trained(plan, store: Path) -> dict[str, list[int]]:
     return {trial.cell.name: fakes.trained(folder.trial(trial.trial_id)) for trial in plan.trials}
 
 
+def counted(store: Path) -> Steps:
+    folder = SweepFolder(store, "fake")
+    return read_steps(folder, read_info(folder))
+
+
 def scores(store: Path, names) -> dict[tuple[str, int], float]:
     frame = read_results(SweepFolder(store, "fake").results)
     frame = frame[frame["name"].isin(names)]
@@ -49,6 +55,7 @@ def test_runs_share_their_trunk_and_measure_what_they_would_alone(ray_here, tmp_
     steps = trained(plan, tmp_path / "shared")
     every = sorted(step for found in steps.values() for step in found)
     assert every == sorted([*range(1, 21), *(3 * [*range(21, 41)])])
+    assert counted(tmp_path / "shared") == Steps(asked=120, trained=80, taken_over=40)
     alone = {}
     for name in FORKS:
         run(fakes.make_plan(name), tmp_path / name)
@@ -68,6 +75,8 @@ def test_another_sweep_trains_only_what_is_new(ray_here, tmp_path):
     assert frame.set_index("name").loc["good-1", "replayed"].all()
     again = run(wider, tmp_path / "third", history)
     assert "everything is trained already" in again
+    assert counted(tmp_path / "second") == Steps(asked=120, trained=40, taken_over=80)
+    assert counted(tmp_path / "third") == Steps(asked=120, trained=0, taken_over=120)
     pictures = sorted((tmp_path / "third").rglob("samples/step-00000040.png"))
     assert len(pictures) == 3
 

@@ -35,7 +35,7 @@ def test_plain_lines(tmp_path):
     ledger.started_trial("repa-0")
     ledger.report("repa-0", {"step": 5})
     ledger._clock.now = 61.25
-    ledger.paused("repa-0", 10)
+    ledger.paused("repa-0", "waits at rung 10")
     ledger.report("repa-0", boundary(10, cmmd=1.5, cmmd_se=0.25, adherence=0.5, samples_per_second=40.0))
     ledger.pruned("repa-0", "rung 10: cmmd 1.5 behind 1 (kept best 1 of 2)")
     ledger.started_trial("base-0")

@@ -125,10 +125,15 @@ def test_what_is_printed(sweep):
     assert lines[2:5] == ["good-1", "good-2", "good-3"]
     assert f"results: {sweep.folder.results}" in end
     assert f"report: {sweep.folder.root / 'report.html'}" in end
+    steps, rows = sweep.outcome.steps, sweep.frame[sweep.frame["step"] > 0]
+    assert (steps.asked, steps.trained, steps.taken_over) == (8 * 40, 10 * len(rows), 0)
+    assert steps.beside == 10 + 5  # nan-2 measured nothing, good-1 was killed between two boundaries
+    assert str(sweep.outcome.steps) in end
     assert f"samples of the best trial: {sweep.home('good-1') / 'samples' / 'step-00000040.png'}" in end
     assert "failed: crash-2: RuntimeError: the fake broke at step 15 (traceback: " in end
     _, status = text_of(lambda console: console.print(render_status(sweep.folder)))
     assert "fake: not running; 3 complete, 2 pruned, 3 failed" in status
+    assert f"\n{sweep.outcome.steps}\n" in status
 
 
 def test_running_again_trains_nothing_and_needs_no_ray(sweep):

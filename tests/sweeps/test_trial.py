@@ -42,7 +42,7 @@ def test_boundaries_of_an_uninterrupted_trial(start):
     run = start()
     first = run.next()
     assert first.pop("spent_seconds") > 0
-    assert first == {"step": 5, "done": False}  # too few steps for a rate
+    assert first == {"step": 5, "done": False, "steps_trained": 5}  # too few steps for a rate
     found = play(run)
     assert [(r["step"], r["done"], r["replayed"]) for r in found] == [
         (10, False, False), (20, False, False), (30, False, False), (40, True, False),
