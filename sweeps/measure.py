@@ -54,7 +54,7 @@ def unmeasurable(name: str, config: RunConfig) -> str | None:
     path = getattr(config.evaluation, role) if role else None
     if role and path is None:
         return f"{name} needs evaluation.{role} in every cell, got null"
-    if name == "clip_score" and Path(resolve(path)).is_dir() and not _computable(name, config):
+    if name == "clip_score" and path and Path(resolve(path)).is_dir() and not _computable(name, config):
         return f"clip_score needs a CLIP with its text tower and tokenizer as evaluation.clip, got {path}"
     return None
 
