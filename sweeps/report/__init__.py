@@ -3,7 +3,7 @@
 about      what a run writes down for the report: environment, sweep file, combinations left out
 gather     everything the report is made of, read from the disk
 words      question and answer in sentences
-scales, charts, tables, samples    what the sections show, as plain records
+scales, charts, tables, samples, stages    what the sections show, as plain records
 page       the records through the templates
-listener, serve    the page while a sweep runs
+formats, command, writer, serve    the page and its other forms, after a sweep and while it runs
 """

@@ -15,7 +15,7 @@ from sweeps.analysis.pareto import SECONDS_PER_HOUR
 from sweeps.article import CAPTION, FIGURES, article_lines, article_title
 from sweeps.leaderboard import HEADINGS
 from sweeps.live import seconds_text
-from sweeps.report import charts, samples, tables, words
+from sweeps.report import charts, samples, stages, tables, words
 from sweeps.report.gather import Material, gather
 from sweeps.results import SweepFolder, write_atomic
 
@@ -45,7 +45,8 @@ class Page:
             "forest": charts.forest(mains, m.observed.sign, _details(m), _texts(m)),
             "agreement": tables.agreement(m), "matrices": tables.matrices(m), "crossings": _crossings(m),
             "curves": charts.curves(m), "pareto": charts.pareto(m), "samples": samples.samples(m),
-            "failures": tables.failures(m), "configs": tables.configs(m), "spent": tables.spent(m),
+            "stages": stages.stages(m), "failures": tables.failures(m), "configs": tables.configs(m),
+            "spent": tables.spent(m),
             "article": article_lines(m.ranked, m.info), "article_title": article_title(m.info),
             "article_caption": CAPTION, "article_headings": [HEADINGS[name] for name in FIGURES],
             "signed": words.signed, "half": words.half_width, "duration": _duration,
