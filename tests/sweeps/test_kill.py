@@ -69,6 +69,7 @@ def test_driver_killed_at_five_moments(tmp_path, untouched):
     check(tmp_path, untouched, live(tmp_path, moments(5, seed=5)))
 
 
+@pytest.mark.slow
 def test_interrupted_once_everything_is_saved(tmp_path, untouched):
     with driving(tmp_path) as driver:
         wait_until(lambda: killing.steps_made(tmp_path) >= 24, "step 24")
@@ -87,6 +88,7 @@ def test_interrupted_once_everything_is_saved(tmp_path, untouched):
     pd.testing.assert_frame_equal(killing.table(tmp_path), untouched)
 
 
+@pytest.mark.slow
 def test_interrupted_twice_it_ends_at_once(tmp_path, untouched):
     with driving(tmp_path) as driver:
         wait_until(lambda: killing.steps_made(tmp_path) >= 15, "step 15")
@@ -102,6 +104,7 @@ def test_interrupted_twice_it_ends_at_once(tmp_path, untouched):
     check(tmp_path, untouched, cut)
 
 
+@pytest.mark.slow
 def test_two_drivers_on_one_history_train_a_trunk_once(tmp_path):
     """Sweeps of different cells that share steps 1 to 20 and start at once."""
     names = (("good-3", "fork-20-1", "fork-20-2"), ("good-4", "fork-20-5", "fork-20-6"))
