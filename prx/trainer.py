@@ -28,7 +28,7 @@ _NAME = re.compile(r"step-(\d+)$")
 
 @dataclass(frozen=True)
 class Progress:
-    """What one call of `advance` did. `step_seconds` are training only, a value a step.
+    """What one call of `advance` did. `losses` and `step_seconds` (training only) have a value a step.
 
     `terms` averages each over the steps at which it acted; `conflict/NAME` is the agreement of a term's
     gradient with the objective's, where it was measured.
@@ -38,6 +38,7 @@ class Progress:
     loss: float
     terms: dict[str, float]
     step_seconds: list[float]
+    losses: list[float]
 
 
 class Trainer:
@@ -73,7 +74,8 @@ class Trainer:
             durations.append(time.perf_counter() - before)
         names = dict.fromkeys(name for row in history for name in row)
         means = {name: mean([row[name] for row in history if name in row]) for name in names}
-        return Progress(self.step, means.pop("loss", float("nan")), means, durations)
+        losses = [row["loss"] for row in history]
+        return Progress(self.step, means.pop("loss", float("nan")), means, durations, losses)
 
     def _end_terms(self) -> dict[str, float]:
         """Measure the terms for which it is time, and end those that fight the objective."""

@@ -60,8 +60,8 @@ class Progress(Protocol):
         """Where the run stands."""
 
     @property
-    def loss(self) -> float:
-        """Mean over the steps taken."""
+    def losses(self) -> list[float]:
+        """The loss, a value a step."""
 
     @property
     def step_seconds(self) -> list[float]:

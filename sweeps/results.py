@@ -95,6 +95,8 @@ class Journal:
     wall_seconds: float = 0.0
     steps_trained: int = 0
     damage: list[str] = field(default_factory=list)
+    interrupted: dict[str, Any] | None = None
+    """Where a trial kept a checkpoint after its last boundary, and the losses since; None when it did not."""
 
 
 class SweepFolder:
@@ -150,7 +152,9 @@ def read_journal(folder: Path) -> Journal:
             journal.damage.append(f"{path}:{number}: half-written line left out")
             continue
         journal.wall_seconds = float(entry["wall_seconds"])
-        if entry["kind"] == "boundary":
+        boundary = entry["kind"] == "boundary"
+        journal.interrupted = None if boundary else entry
+        if boundary:
             journal.boundaries[int(entry["step"])] = entry
     return journal
 

@@ -49,7 +49,7 @@ class TrialRun:
         self._throughput = Throughput(self.config.batch_size)
         self._wall, self._saved = self.journal.wall_seconds, 0
         self._bench: Models | None = None
-        self._loss = float("nan")
+        self._losses: list[float] = []
 
     @property
     def reached(self) -> int:
@@ -97,10 +97,12 @@ class TrialRun:
         if bench.step <= self.reached:
             self._catch_up(bench)
         boundary = self._boundary(bench.step)
+        if bench.step <= self.reached:
+            self._losses = []  # a segment begins
         if bench.step < boundary:
             progress = bench.advance(boundary, seconds=self.settings.chunk_seconds)
             self._count(len(progress.step_seconds))
-            self._loss = progress.loss
+            self._losses += progress.losses
             for seconds in progress.step_seconds:
                 self._throughput.add(seconds)
         if bench.step < boundary:
@@ -122,7 +124,7 @@ class TrialRun:
             return
         if bench.step > self._saved:
             bench.save()
-            line = {"kind": "interrupted", "step": bench.step, "wall_seconds": self._wall}
+            line = {"kind": "interrupted", "step": bench.step, "wall_seconds": self._wall, "losses": self._losses}
             append_journal(self.folder, line)
         bench.close()
 
@@ -137,6 +139,9 @@ class TrialRun:
         (self.folder / "error.txt").unlink(missing_ok=True)
         self._bench = self._models(self.settings)
         self._saved = self._bench.step
+        cut = self.journal.interrupted
+        # The mean over a segment must not depend on where a clock or a person cut it.
+        self._losses = list(cut.get("losses", ())) if cut and int(cut["step"]) == self._bench.step else []
         return self._bench
 
     def _catch_up(self, bench: Models) -> None:
@@ -157,7 +162,8 @@ class TrialRun:
         self._check(metrics, step)
         self._save(bench)
         self._wall += time.perf_counter() - started
-        measured = metrics | {"loss": self._loss} | self._rates()
+        loss = math.fsum(self._losses) / len(self._losses) if self._losses else math.nan
+        measured = metrics | {"loss": loss} | self._rates()
         entry = {
             "kind": "boundary",
             "step": step,

@@ -143,7 +143,7 @@ def test_two_workers_hold_one_average(world, tmp_path):
     (tmp_path / "two").mkdir()
     config = written(world, tmp_path / "two.yaml", changes, workers=2, micro_batch=2)
     first, second = run_two(config, world.cache, tmp_path / "two")
-    assert torch.equal(first["images"], second["images"])
+    assert len(second["images"]) == 0
     assert (first["images"].int() - alone["images"].int()).abs().max() <= 1
 
 

@@ -44,7 +44,8 @@ class CrewTrainer(fakes.FakeTrainer):
             if self.rank == 0:
                 with (self.folder / "trained").open("a") as log:
                     log.write(f"{self.step}\n")
-        return fakes.FakeProgress(self.step, 1.0 / self.step, {}, [0.01] * (until - start))
+        losses = [1.0 / step for step in range(start + 1, until + 1)]
+        return fakes.FakeProgress(self.step, 1.0 / self.step, {}, [0.01] * (until - start), losses)
 
     def _strike(self, kind: str) -> None:
         if kind == "broken":

@@ -35,6 +35,7 @@ class FakeProgress:
     loss: float
     terms: dict[str, float]
     step_seconds: list[float]
+    losses: list[float]
 
 
 class FakeTrainer:
@@ -63,7 +64,8 @@ class FakeTrainer:
                 os._exit(1)
             with (self.folder / "trained").open("a") as log:
                 log.write(f"{self.step}\n")
-        return FakeProgress(self.step, 1.0 / self.step, {}, [0.01] * taken)
+        losses = [1.0 / step for step in range(self.step - taken + 1, self.step + 1)]
+        return FakeProgress(self.step, 1.0 / self.step, {}, [0.01] * taken, losses)
 
     def save(self) -> None:
         target = self.folder / "checkpoints" / f"step-{self.step:08d}"

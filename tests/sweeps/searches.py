@@ -79,6 +79,7 @@ class Driver:
             self._random.shuffle(pending)
             for trial in pending:
                 self._train(trial)
+        self.ledger.interrupted()  # writes the table, as the end of every run does
         return self
 
     def _train(self, trial: Trial) -> None:

@@ -70,17 +70,6 @@ def test_a_store_that_cannot_be_written(tmp_path):
         preflight(fakes.make_plan("good-1"), SweepFolder(tmp_path / "file", "fake"), None, None)
 
 
-def test_several_workers_are_refused_with_the_line(tmp_path):
-    plan = fakes.make_plan("good-1")
-    infrastructure = plan.trials[0].config.infrastructure.model_copy(update={"workers": 2})
-    config = plan.trials[0].config.model_copy(update={"infrastructure": infrastructure})
-    trial = fakes.Trial("id", plan.cells[0], 0, config)
-    plan = fakes.Plan(plan.spec, plan.source, plan.cells, (), (trial,))
-    message = r"fake.yaml:6: trial.workers: more than one worker is not available in this version"
-    with pytest.raises(UserError, match=message):
-        preflight(plan, SweepFolder(tmp_path, "fake"), None, None)
-
-
 def test_concurrency_is_at_least_one(tmp_path):
     with pytest.raises(UserError, match="--max-concurrent must be at least 1, got 0"):
         preflight(fakes.make_plan("good-1"), SweepFolder(tmp_path, "fake"), None, 0)

@@ -314,7 +314,7 @@ def test_a_plan_is_shown_within_the_width(width):
     assert max(map(len, text.splitlines())) <= width
     flat = " ".join(text.split())
     assert "18 cells × 2 seeds = 36 trials of 300 steps, 10,800 steps in all" in flat
-    assert "halving on cmmd at 100: about 1 in 3 goes on (at least 6,000 steps in all)" in flat
+    assert "halving on cmmd at 100: about 1 in 4 goes on (at least 5,600 steps in all)" in flat
     assert "tokenizer.path embedded:repa_e" in flat
     assert "budget 2 hours" in flat
 

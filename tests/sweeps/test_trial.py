@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import asdict
 
@@ -62,6 +63,18 @@ def test_other_sampling_settings_are_measured_at_the_end(start):
     assert last["metrics"]["cmmd@guidance_scale=10"] == pytest.approx(3 + 1 / 50)
     assert last["metrics"]["cmmd@num_steps=9,guidance_scale=60"] == pytest.approx(3 + 1 / 100)
     assert last["metrics"]["cmmd_se@guidance_scale=10"] == 0.01
+
+
+def test_the_loss_is_the_mean_over_a_segment_wherever_it_was_cut(start):
+    run = start()
+    play(run, until=20)
+    run.next()
+    run.close()  # saved at step 25
+    assert read_journal(run.folder).interrupted["losses"] == [1 / step for step in range(21, 26)]
+    again = start()
+    *_, third, _ = play(again)
+    assert third["metrics"]["loss"] == math.fsum(1 / step for step in range(21, 31)) / 10
+    assert read_journal(run.folder).interrupted is None
 
 
 def test_killed_between_boundaries_loses_one_segment_and_replays_the_rest(start):
