@@ -25,6 +25,8 @@ PIXEL_CLAMP = 0.05
 """The smallest time that `PRXPixelPipeline` divides by."""
 TIME_TOLERANCE = 0.01
 DECODERS = ("AutoencoderKL", "AutoencoderDC")
+RECIPE = "run.yaml"
+"""The run's configuration in the folder it is exported to; `python -m prx train` takes it as it is."""
 
 
 def export(config: RunConfig, module: TrainStep, out: Path, card: str = "") -> None:
@@ -48,6 +50,7 @@ def export(config: RunConfig, module: TrainStep, out: Path, card: str = "") -> N
     shutil.rmtree(partial, ignore_errors=True)
     _write(config, module, partial)
     (partial / "README.md").write_text(_card(config, out.name, card), encoding="utf-8")
+    (partial / RECIPE).write_text(_settings(config), encoding="utf-8")
     if out.exists():
         out.rmdir()
     partial.rename(out)
@@ -225,10 +228,15 @@ image = pipe(
 These settings repeat the sampler that the run was evaluated with (`{config.precision}` there, float32 here);
 the scheduler's times are made for {sampling.num_steps} steps. Captions were not cleaned in training. Encoding
 prompts needs the package ftfy, and the pipeline of diffusers 0.42 takes one prompt a call under guidance.
+`{RECIPE}` holds the configuration below; `prx-sweep sample` draws with it.
 
 ## Configuration
 
 ```yaml
-{yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).strip()}
+{_settings(config).strip()}
 ```
 """
+
+
+def _settings(config: RunConfig) -> str:
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

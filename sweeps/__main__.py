@@ -1,4 +1,4 @@
-"""`prx-sweep plan | run | status | report | gc | techniques | simulate`, the same as `python -m sweeps`."""
+"""The command line `prx-sweep`, the same as `python -m sweeps`; `prx-sweep --help` lists its commands."""
 
 from __future__ import annotations
 
@@ -114,6 +114,54 @@ def report(
         serve_report(folder, port, _console(), browse=open_)
     else:
         show_report(folder, form, out, _console(), browse=open_)
+
+
+Trial = Annotated[str, typer.Argument(help="A sweep (its leader), SWEEP/CELL, or a trial's id.", metavar="TRIAL")]
+Seed = Annotated[int | None, typer.Option(help="Which seed of a cell; the first unless told.", metavar="N")]
+
+
+@app.command()
+def export(
+    trial: Trial,
+    out: Annotated[Path, typer.Option(help="Folder for the diffusers pipeline; must not exist.", metavar="DIR")],
+    store: Store = Path("runs"),
+    seed: Seed = None,
+    step: Annotated[int | None, typer.Option(help="Which boundary; the last unless told.", metavar="N")] = None,
+) -> None:
+    """Write a trained trial as a folder that diffusers samples from, with a card of its figures."""
+    from prx.quiet import hush
+    from sweeps.export import export_trial, find_trial
+
+    hush()
+    found = find_trial(trial, store.absolute(), seed)
+    export_trial(found, out, step)
+    _console().print(f"exported {found.name} (seed {found.seed}) to {out}", markup=False)
+
+
+@app.command()
+def sample(
+    folder: Annotated[Path, typer.Argument(help="Folder that `export` wrote.", metavar="DIR")],
+    prompt: Annotated[str, typer.Option(help="What to draw.", metavar="TEXT")],
+    out: Annotated[Path, typer.Option(help="Picture to write.", metavar="FILE")] = Path("sample.png"),
+    seed: Annotated[int, typer.Option(help="Seed of the noise.", min=0)] = 0,
+    num_steps: Annotated[int | None, typer.Option(help="Sampler's steps; the run's unless told.", min=1)] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="The run's unless told.", min=1.0)] = None,
+) -> None:
+    """Draw a picture with an exported trial."""
+    from prx.quiet import hush
+    from sweeps.export import draw
+
+    hush()
+    draw(folder, prompt, out, seed, num_steps, guidance_scale)
+    _console().print(f"drew {out}", markup=False)
+
+
+@app.command()
+def recipe(trial: Trial, store: Store = Path("runs"), seed: Seed = None) -> None:
+    """Print a trial's configuration, the leader's of a sweep, as a YAML that `python -m prx train` takes."""
+    from sweeps import export as exporting
+
+    typer.echo(exporting.recipe(exporting.find_trial(trial, store.absolute(), seed)), nl=False)
 
 
 @app.command()

@@ -143,7 +143,7 @@ def test_folder_holds_safetensors_only_and_a_card(drawn):
     _, _, root = drawn
     folder = root / "baseline"
     kinds = {path.suffix for path in folder.rglob("*") if path.is_file()}
-    assert kinds == {".json", ".safetensors", ".md"}
+    assert kinds == {".json", ".safetensors", ".md", ".yaml"}
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: diffusers\n")
     assert "| metric | value |" in card
