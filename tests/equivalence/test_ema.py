@@ -137,6 +137,7 @@ def test_late_start_is_resumed_before_and_after(world, tmp_path):
             assert same(averaged(trainer), expected)
 
 
+@pytest.mark.slow
 def test_two_workers_hold_one_average(world, tmp_path):
     changes: dict[str, Any] = {"ema": EMA, "sampling": SAMPLING | {"weights": "ema"}}
     alone = train(written(world, tmp_path / "one.yaml", changes), world.cache, tmp_path / "one", 3)

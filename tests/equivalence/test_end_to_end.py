@@ -277,6 +277,7 @@ def train(config: Path, cache: Path, folder: Path, steps: int) -> dict[str, Any]
     return found
 
 
+@pytest.mark.slow
 def test_two_workers_are_one(world, tmp_path):
     def written(path: Path, **changes: Any) -> Path:
         settings = parts(world) | {"infrastructure": {"threads": 1, "device": "cpu", "zero_stage": 2} | changes}

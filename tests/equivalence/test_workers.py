@@ -65,6 +65,7 @@ def run_two(
     return [torch.load(folder / f"result.{rank}", weights_only=True) for rank in (0, 1)]
 
 
+@pytest.mark.slow
 def test_two_workers_are_one(world, tmp_path):
     folder = tmp_path / "two"
     folder.mkdir()

@@ -123,6 +123,7 @@ SLOW = ("slow-1", "slow-2", "slow-3")
 TINY = "budget: {device_hours: 1.0e-7}\n"
 
 
+@pytest.mark.slow
 def test_a_run_stops_cleanly_and_a_larger_budget_goes_on(ray_here, tmp_path):
     outcome, homes, text = run(tmp_path, *SLOW, more=TINY)
     assert (outcome.exit_code, outcome.unfinished) == (0, 3)
@@ -154,6 +155,7 @@ def test_a_spent_budget_prunes_nobody(ray_here, tmp_path):
     assert "pruned" not in set(frame["state"])
 
 
+@pytest.mark.slow
 def test_only_so_many_trials_train_and_rungs_do_not_wait_for_the_others(ray_here, tmp_path):
     halving = "{use: halving, grace_steps: 10, reduction_factor: 2, noise_aware: false}"
     names = ("good-3", "good-1", "good-2", "good-4")

@@ -63,6 +63,7 @@ def test_runs_share_their_trunk_and_measure_what_they_would_alone(ray_here, tmp_
     assert scores(tmp_path / "shared", FORKS) == alone
 
 
+@pytest.mark.slow
 def test_another_sweep_trains_only_what_is_new(ray_here, tmp_path):
     history = tmp_path / "history"
     run(fakes.make_plan("good-1", "good-2"), tmp_path / "first", history)
@@ -215,6 +216,7 @@ def test_boundaries_end_with_the_run():
     assert boundaries(config.model_copy(update={"steps": 25})) == [10, 20, 25]
 
 
+@pytest.mark.slow
 def test_damage_reaches_screen_log_and_status(ray_here, tmp_path):
     history = tmp_path / "history"
     run_sweep(fakes.make_plan("good-1"), store=tmp_path / "first", history=history, parts=fakes.PARTS,

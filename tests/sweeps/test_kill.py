@@ -60,6 +60,7 @@ def moments(number: int, seed: int) -> list[int]:
     return sorted(random.Random(seed).sample(range(5, NEEDED), number))
 
 
+@pytest.mark.slow
 def test_driver_killed_once(tmp_path, untouched):
     check(tmp_path, untouched, live(tmp_path, moments(1, seed=1)))
 

@@ -80,6 +80,7 @@ def test_hyperband_compares_within_brackets_however_few_workers_there_are():
     assert outcomes == {("u0", "u1", "u2", "u3", "u6", "u7")}
 
 
+@pytest.mark.slow
 def test_hyperband_on_a_real_tune(ray_here, tmp_path):
     """Seven trials on two workers: pauses end, the loser is stopped with a reason, and nothing is trained twice."""
     names = [f"good-{i}" for i in (7, 1, 6, 2, 5, 3, 4)]

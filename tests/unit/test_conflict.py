@@ -118,6 +118,7 @@ def share_of(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_workers_measure_what_one_does(tmp_path, monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     torch.multiprocessing.spawn(share_of, (str(tmp_path),), nprocs=2)
