@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,9 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from sweeps.budget import Meter
 from sweeps.ledger import Ledger
+from sweeps.submission import Attempt, ours
+
+_log = logging.getLogger(__name__)
 
 
 class Events(Callback):
@@ -24,24 +28,28 @@ class Events(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """A trial got a worker."""
-        self.ledger.started_trial(trial.trial_id)
+        self.ledger.started_trial(ours(trial))
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
         """A trial reported."""
-        self.meter.add(trial.trial_id, float(result.get("spent_seconds", 0.0)), self.devices[trial.trial_id])
-        self.ledger.report(trial.trial_id, result)
+        self.meter.add(ours(trial), float(result.get("spent_seconds", 0.0)), self.devices[ours(trial)])
+        self.ledger.report(ours(trial), result)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """A trial failed, or its worker died; then nobody but us can say so."""
-        home = self.ledger.folder.trial(trial.trial_id)
+        if isinstance(trial, Attempt) and trial.repeated:
+            _log.warning("%s: %s", ours(trial), _death(trial))
+            self.ledger.restarts(ours(trial), "its worker process died")
+            return
+        home = self.ledger.folder.trial(ours(trial))
         path = home / "error.txt"
         if not path.is_file():
             home.mkdir(parents=True, exist_ok=True)
             path.write_text(f"{_death(trial)}\n", encoding="utf-8")
         lines = path.read_text(encoding="utf-8").strip().splitlines()
-        self.ledger.failed(trial.trial_id, lines[-1])
+        self.ledger.failed(ours(trial), lines[-1])
 
 
 class OnBudget(Stopper):
@@ -63,6 +71,5 @@ class OnBudget(Stopper):
 
 
 def _death(trial: TuneTrial) -> str:
-    error = trial.get_pickled_error()
-    text = " ".join(str(error).split()) if error else "no word from it"
-    return f"the worker process died: {text}"
+    text = trial.last_words if isinstance(trial, Attempt) else ""
+    return f"the worker process died: {text or 'no word from it'}"

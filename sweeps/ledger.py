@@ -73,7 +73,7 @@ class Listener(Protocol):
     def event(self, event: Event) -> None:
         """Take an event; kinds are started, progress, boundary, paused, resumed, pruned, complete, failed.
 
-        Also restarted, when new workers took the place of dead ones.
+        Also restarted, when new workers take the place of dead ones.
         """
 
 
@@ -167,6 +167,15 @@ class Ledger:
             self._boundary(status, result)
         if trial_id in self._verdicts:
             self._change(status, *self._verdicts.pop(trial_id))
+
+    def restarts(self, trial_id: str, reason: str) -> None:
+        """A trial lost its worker process and waits for another, unless it was taken out in that moment."""
+        status = self.trials[trial_id]
+        if status.state.state in FINISHED:
+            return
+        status.step = max(status.journal.boundaries, default=0)
+        settled = self._verdicts.pop(trial_id, None)
+        self._change(status, *(settled or (TrialState("pending", f"goes on in a new process: {reason}"), "restarted")))
 
     def _boundary(self, status: TrialStatus, result: Mapping[str, Any]) -> None:
         status.journal.boundaries[status.step] = {key: result[key] for key in ENTRY if key in result}

@@ -18,6 +18,7 @@ from sweeps.results import SweepInfo, TrialInfo
 from sweeps.scheduler import Queue, RunAll, Segments, Verdicts
 from sweeps.stopping.spec import SchedulerSpec
 from sweeps.stopping.stoppers import End, Stoppers
+from sweeps.submission import ours
 
 CLOCK = "training_rounds"
 """What the rules count: training steps in units of the first rung, so that it is their smallest budget."""
@@ -114,17 +115,19 @@ class RayRule(RunAll):
 
     def judge(self, tune_controller: Any, trial: TuneTrial, result: Mapping[str, Any]) -> str:
         """Ask the rule about an evaluation."""
-        member = self._members.get(trial.trial_id)
+        member = self._members.get(ours(trial))
         if member is None:
             return TrialScheduler.CONTINUE
         step, value = int(result["step"]), float(result[self.column])
-        self._last[trial.trial_id] = (step, value)
+        if step <= self._last.get(ours(trial), (0, 0.0))[0]:  # tried again: the rule has judged this
+            return TrialScheduler.CONTINUE
+        self._last[ours(trial)] = (step, value)
         action = self.rule.on_trial_result(_Controller(tune_controller, self), member, self._seen(step, value))
         if action == TrialScheduler.STOP:
-            self.prune(trial.trial_id)
-            self.tell(trial.trial_id)
+            self.prune(ours(trial))
+            self.tell(ours(trial))
         elif action == TrialScheduler.PAUSE:
-            self.verdicts.paused(trial.trial_id, f"{self.name} waits at step {step}")
+            self.verdicts.paused(ours(trial), f"{self.name} waits at step {step}")
         return str(action)
 
     def prune(self, trial_id: str) -> None:
@@ -135,10 +138,10 @@ class RayRule(RunAll):
 
     def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: Mapping[str, Any]) -> None:
         """Tell the rule a trial's last evaluation."""
-        judged = trial.trial_id in self._members and trial.trial_id not in self.ends
+        judged = ours(trial) in self._members and ours(trial) not in self.ends
         super().on_trial_complete(tune_controller, trial, result)
         if judged and self.column in result and "failed" not in result:
-            self.ended(self._members[trial.trial_id], self._seen(int(result["step"]), float(result[self.column])))
+            self.ended(self._members[ours(trial)], self._seen(int(result["step"]), float(result[self.column])))
 
     def ended(self, member: _Member, seen: Mapping[str, Any]) -> None:
         """Pass a last evaluation on."""
@@ -191,10 +194,11 @@ class RayHyperBand(RayRule):
     handed out, so that with few workers all of them land in the first one (here all are known from the start);
     after its first halving a bracket stops listening to trials that end elsewhere, and waits for ever for one that
     failed. A resumed run does not compare with who finished earlier: a bracket cannot hold a trial that Tune does
-    not run.
+    not run. For the same reason a trial that loses its worker fails.
     """
 
     name, why = "hyperband", "behind the others of its bracket"
+    retries = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -223,7 +227,7 @@ class RayHyperBand(RayRule):
         with self._decision():
             action = super().judge(tune_controller, trial, result)
         if action == TrialScheduler.PAUSE:
-            self._paused.add(trial.trial_id)
+            self._paused.add(ours(trial))
         return action
 
     def ended(self, member: _Member, seen: Mapping[str, Any]) -> None:
@@ -245,11 +249,11 @@ class RayHyperBand(RayRule):
 
     def may_resume(self, trial: TuneTrial) -> bool:
         """Say whether the bracket lets a trial go on that it paused."""
-        if trial.trial_id in self._paused:
-            member = self._members[trial.trial_id]
+        if ours(trial) in self._paused:
+            member = self._members[ours(trial)]
             if member not in self._bracket(member).trials_to_unpause:
                 return False
-            self._paused.discard(trial.trial_id)
+            self._paused.discard(ours(trial))
         return super().may_resume(trial)
 
     def _bracket(self, member: _Member) -> Any:

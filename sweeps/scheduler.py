@@ -15,6 +15,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from sweeps.results import TrialInfo
 from sweeps.stopping.stoppers import End, Stoppers
+from sweeps.submission import ours
 
 
 class Queue(Protocol):
@@ -31,6 +32,9 @@ class Queue(Protocol):
 
     def drop(self, trial_id: str) -> None:
         """Take out a trial that was not handed out yet."""
+
+    def again(self, trial: Any) -> bool:
+        """Say whether a trial that ended with an error is tried again, from its last checkpoint."""
 
 
 class Verdicts(Protocol):
@@ -61,6 +65,8 @@ class RunAll(TrialScheduler):
 
     factor = 1.0
     """About one trial in so many passes a rung."""
+    retries = True
+    """Whether a trial may be tried again: it reports once more what it reported before its worker died."""
 
     def __init__(
         self,
@@ -95,7 +101,7 @@ class RunAll(TrialScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
         """Keep idle workers: a rung empties them all at once, and a new one costs seconds of imports."""
-        self._trials[trial.trial_id] = trial
+        self._trials[ours(trial)] = trial
         request = trial.placement_group_factory
         if request not in self._warmed and hasattr(tune_controller, "_actor_cache"):
             self._warmed.add(request)
@@ -104,20 +110,20 @@ class RunAll(TrialScheduler):
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: Mapping[str, Any]) -> str:
         """Go on, end, or give the worker back until what the trial waits for is there."""
         if "waits" in result:
-            self._waiting_for[trial.trial_id] = int(result["waits"])
-            self.verdicts.waits(trial.trial_id, int(result["waits"]))
+            self._waiting_for[ours(trial)] = int(result["waits"])
+            self.verdicts.waits(ours(trial), int(result["waits"]))
             return TrialScheduler.PAUSE
         if self.column in result:
-            self.observe(trial.trial_id, int(result["step"]), result)
+            self.observe(ours(trial), int(result["step"]), result)
             self.carry_out(tune_controller, current=trial)
-        if trial.trial_id in self.ends:
-            self.tell(trial.trial_id)
+        if ours(trial) in self.ends:
+            self.tell(ours(trial))
             return TrialScheduler.STOP
         if self.column not in result:
             return TrialScheduler.CONTINUE
-        why = self.holds(trial.trial_id)
+        why = self.holds(ours(trial))
         if why is not None:
-            self.verdicts.paused(trial.trial_id, why)
+            self.verdicts.paused(ours(trial), why)
             return TrialScheduler.PAUSE
         return self.judge(tune_controller, trial, result)
 
@@ -148,21 +154,25 @@ class RunAll(TrialScheduler):
         return TrialScheduler.CONTINUE
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
-        """Let the others go on without a trial that failed."""
-        self.gone(trial.trial_id, failed=True)
+        """Let the others go on without a trial that failed; they wait for one that only lost its worker."""
+        if self.retries and self.queue.again(trial):
+            self._trials.pop(ours(trial), None)
+            self._waiting_for.pop(ours(trial), None)
+        else:
+            self.gone(ours(trial), failed=True)
         self.carry_out(tune_controller, current=trial)
 
     def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: Mapping[str, Any]) -> None:
         """Let the others go on without a trial that ended, with its last evaluation."""
         failed = "failed" in result
-        if self.column in result and not failed and trial.trial_id not in self.ends:
-            self.observe(trial.trial_id, int(result["step"]), result)
-        self.gone(trial.trial_id, failed=failed)
+        if self.column in result and not failed and ours(trial) not in self.ends:
+            self.observe(ours(trial), int(result["step"]), result)
+        self.gone(ours(trial), failed=failed)
         self.carry_out(tune_controller, current=trial)
 
     def on_trial_remove(self, tune_controller: Any, trial: TuneTrial) -> None:
         """Let the others go on without a trial that was taken out while it waited."""
-        self.gone(trial.trial_id, failed=False)
+        self.gone(ours(trial), failed=False)
         self.carry_out(tune_controller, current=trial)
 
     def replay(self, trial_id: str, step: int, metrics: Mapping[str, Any]) -> None:
@@ -183,14 +193,14 @@ class RunAll(TrialScheduler):
 
     def may_resume(self, trial: TuneTrial) -> bool:
         """Say whether a paused trial may go on."""
-        if self.holds(trial.trial_id) is not None:
+        if self.holds(ours(trial)) is not None:
             return False
-        step = self._waiting_for.get(trial.trial_id)
+        step = self._waiting_for.get(ours(trial))
         if step is None or self._segments is None:
             return True
-        if not self._segments.free(trial.trial_id, step):
+        if not self._segments.free(ours(trial), step):
             return False
-        del self._waiting_for[trial.trial_id]
+        del self._waiting_for[ours(trial)]
         return True
 
     def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
@@ -217,7 +227,7 @@ class RunAll(TrialScheduler):
 
     def _deadlocked(self, trials: Sequence[TuneTrial]) -> bool:
         living = [trial for trial in trials if not trial.is_finished()]
-        waiting = any(trial.trial_id in self._waiting_for for trial in living)
+        waiting = any(ours(trial) in self._waiting_for for trial in living)
         return bool(living) and not waiting and all(trial.status == TuneTrial.PAUSED for trial in living)
 
     def carry_out(self, tune_controller: Any, current: TuneTrial | None) -> None:

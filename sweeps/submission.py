@@ -6,15 +6,26 @@ and the rung would wait for ever. Here only trials that hold, or ask for, a work
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search import SearchAlgorithm
 
 from cluster.resources import TrialShape, resources
+
+ATTEMPTS = 3
+"""Worker processes that a trial may use up in one run, before it counts as failed."""
+AGAIN = "+"
+"""Stands between our id and the number of the attempt, in Tune's ids from the second one on."""
+
+
+def ours(trial: Any) -> str:
+    """Give our id of a trial of Tune's: each attempt has its own there, so that nothing of a dead one applies to it."""
+    return str(trial.trial_id).partition(AGAIN)[0]
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,29 @@ class Submission:
         return TrialShape(self.workers, self.cpus, int(wants_gpu))
 
 
+class Attempt(TuneTrial):
+    """One attempt at a trial: it ends with its worker process, and Tune's own recovery has no part in the next.
+
+    That one keeps what the dead worker was about to do, and may hear of one death twice, the second time for the
+    trial that it has put back in its queue.
+    """
+
+    died, repeated = False, False
+    """Whether its process died, without an exception of its own, and whether the trial is tried again."""
+    last_words = ""
+    """What Ray says of its end."""
+
+    def handle_error(self, exc: Any = None) -> None:
+        """Take note of what ended it."""
+        self.last_words = " ".join(str(exc).split())
+        self.died = isinstance(exc, RayActorError) and not exc.actor_init_failed
+        super().handle_error(exc)
+
+    def should_recover(self) -> bool:
+        """Leave it to the queue, also where a machine was taken away."""
+        return False
+
+
 class TrialQueue(SearchAlgorithm):
     """A search algorithm that searches nothing: it gives trials in order, under our own ids.
 
@@ -43,7 +77,8 @@ class TrialQueue(SearchAlgorithm):
     def __init__(self, submissions: Sequence[Submission] = (), more: Callable[[], bool] = lambda: False) -> None:
         self.max_concurrent, self._gpus = 1, False
         self._waiting = deque(submissions)
-        self._given: list[TuneTrial] = []
+        self._given: dict[Attempt, Submission] = {}
+        self._attempts: Counter[str] = Counter()
         self._more, self._over = more, False
         self._experiment: Any = None
 
@@ -74,6 +109,18 @@ class TrialQueue(SearchAlgorithm):
         """Take out a trial that was not handed out yet."""
         self._waiting = deque(item for item in self._waiting if item.trial_id != trial_id)
 
+    def again(self, trial: TuneTrial) -> bool:
+        """Try a trial again, before any other, whose worker process died; False where that is over, or no remedy.
+
+        A trial of several workers begins a segment again by itself; what ends that one's own process, ends it.
+        """
+        if not isinstance(trial, Attempt) or not trial.died or self._given[trial].workers > 1:
+            return False
+        trial.repeated = self._attempts[ours(trial)] < ATTEMPTS
+        if trial.repeated:
+            self._waiting.appendleft(self._given[trial])
+        return trial.repeated
+
     def add_configurations(self, experiments: Any) -> None:
         """Learn what Tune calls the trainable and where it keeps its own files."""
         self._experiment = experiments[0]
@@ -86,10 +133,12 @@ class TrialQueue(SearchAlgorithm):
             return None
         item, spec = self._waiting.popleft(), self._experiment.spec
         shape = item.shape(self._gpus)
-        trial = TuneTrial(
+        self._attempts[item.trial_id] += 1
+        attempt = self._attempts[item.trial_id]
+        trial = Attempt(
             spec["run"],
             config=item.config | {"gpus": shape.gpus_per_worker},
-            trial_id=item.trial_id,
+            trial_id=item.trial_id if attempt == 1 else f"{item.trial_id}{AGAIN}{attempt}",
             experiment_tag=item.trial_id,
             storage=spec.get("storage"),
             placement_group_factory=resources(shape),
@@ -99,7 +148,7 @@ class TrialQueue(SearchAlgorithm):
             trial_dirname_creator=lambda trial: trial.trial_id,
             max_failures=0,
         )
-        self._given.append(trial)
+        self._given[trial] = item
         return trial
 
     def is_finished(self) -> bool:

@@ -92,6 +92,10 @@ class SimulatedTune:
         self.dropped += [trial for trial in self.waiting if trial.trial_id == trial_id]
         self.waiting = [trial for trial in self.waiting if trial.trial_id != trial_id]
 
+    def again(self, trial: SimulatedTrial) -> bool:
+        """Say no: what fails here fails for good."""
+        return False
+
     def get_trials(self) -> list[SimulatedTrial]:
         """Give the trials that were handed out."""
         return self.trials

@@ -1,7 +1,7 @@
 """A sweep without models: what a trial does is written in its name, and every step it trains is counted.
 
 Names: `good-3` scores 3 + 1/step; `crash-...` raises at step 15; `nan-...` measures no number;
-`die-...` kills its process once; `slow-...` takes its time; `fork-20-3` is like every
+`die-...` kills its process once, `doom-...` each that it gets; `slow-...` takes its time; `fork-20-3` is like every
 `fork-20-...` up to step 20.
 """
 
@@ -59,8 +59,9 @@ class FakeTrainer:
             time.sleep(0.05 if kind == "slow" else float(os.environ.get("FAKE_STEP_SECONDS", "0")))
             if kind == "crash" and self.step == 15:
                 raise RuntimeError("the fake broke at step 15")
-            if kind == "die" and self.step == 5 and not (self.folder / "died").exists():
-                (self.folder / "died").touch()
+            if self.step == 5 and (kind == "doom" or (kind == "die" and not (self.folder / "died").exists())):
+                with (self.folder / "died").open("a") as log:
+                    log.write(f"{os.getpid()}\n")
                 os._exit(1)
             with (self.folder / "trained").open("a") as log:
                 log.write(f"{self.step}\n")

@@ -53,6 +53,15 @@ class Driver:
         """List the processes of this life that live, the driver included."""
         return [pid for pid, marks in _environments() if f"{MARK}={self.mark}".encode() in marks]
 
+    def workers(self) -> list[int]:
+        """List the processes that train trials, busy or waiting for the next."""
+        return [pid for pid in self.alive() if command_of(pid).startswith("ray::TrialActor")]
+
+    def printed(self, kind: str) -> list[str]:
+        """List the trials of which this store's lives printed that something happened to them."""
+        lines = (line.partition(" s] ")[2].split() for line in (self.store / "printed.txt").read_text().splitlines())
+        return [words[1] for words in lines if words[:1] == [kind]]
+
     def interrupt(self) -> None:
         """Press Ctrl+C: the terminal sends it to the whole group."""
         os.killpg(self.process.pid, signal.SIGINT)
@@ -88,6 +97,14 @@ def _environments() -> Iterator[tuple[int, list[bytes]]]:
                 yield int(path.parent.name), path.read_bytes().split(b"\0")
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
+
+
+def command_of(pid: int) -> str:
+    """Read what a process calls itself; nothing if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:

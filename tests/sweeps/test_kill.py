@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 from collections import Counter
 
 import pandas as pd
@@ -68,6 +70,57 @@ def test_driver_killed_once(tmp_path, untouched):
 @pytest.mark.slow
 def test_driver_killed_at_five_moments(tmp_path, untouched):
     check(tmp_path, untouched, live(tmp_path, moments(5, seed=5)))
+
+
+def strike(driver, everybody: bool, choice: random.Random) -> None:
+    """Kill a process that trains trials, or all of them at once."""
+    found = driver.workers()
+    for pid in found if everybody else choice.sample(found, min(1, len(found))):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def suffer(store, kind: str, counts, *, everybody: bool, seed: int) -> tuple[Counter[str], list[str]]:
+    """Kill processes of trials in one run, whenever some number of events is reached; stop before a trial's third.
+
+    Gives how often each segment was in progress at a kill, and the trials that were tried again.
+    """
+    cut, choice = Counter[str](), random.Random(seed)
+    with driving(store) as driver:
+
+        def happened(what: str, number: int) -> None:
+            count = (lambda: killing.steps_made(store)) if what == "step" else (lambda: len(driver.printed(what)))
+            wait_until(lambda: count() >= number or driver.process.poll() is not None, f"{number} of {what}")
+
+        for count in counts:
+            happened(kind, count)
+            again = driver.printed("restarted")
+            if max(Counter(again).values(), default=0) == 2:
+                break
+            strike(driver, everybody, choice)
+            cut.update(killing.in_progress(store, store / "history"))
+            happened("restarted", len(again) + 1)
+        assert driver.wait() == 0, (store / "printed.txt").read_text()
+        return cut, driver.printed("restarted")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_processes_of_trials_killed_at_random_moments_in_one_run(tmp_path, untouched, seed):
+    cut, again = suffer(tmp_path, "step", moments(5, seed), everybody=False, seed=seed)
+    assert len(again) >= 2
+    check(tmp_path, untouched, cut)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["paused", "resumed"])
+def test_all_processes_of_trials_killed_while_they_change_hands(tmp_path, untouched, kind):
+    """Trials pause at a rung, their processes go to others, and paused trials get them back."""
+    cut, again = suffer(tmp_path, kind, (1, 3), everybody=True, seed=0)
+    assert again
+    check(tmp_path, untouched, cut)
 
 
 @pytest.mark.slow

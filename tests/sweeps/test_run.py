@@ -18,7 +18,7 @@ from sweeps.status import exclusive, render_status
 from sweeps.trial import Settings, TrialRun
 from tests.sweeps import fakes
 
-NAMES = ("good-3", "good-1", "good-2", "good-5", "crash-2", "nan-2", "die-4", "good-4")
+NAMES = ("good-3", "good-1", "good-2", "good-5", "crash-2", "nan-2", "die-9", "good-4")
 HALVING = "{use: halving, grace_steps: 10, reduction_factor: 2}"
 
 
@@ -68,14 +68,13 @@ def test_every_trial_ends_in_the_right_state(sweep):
     states = {name: sweep.state(name) for name in NAMES}
     assert {name: state.state for name, state in states.items()} == {
         "good-3": "complete", "good-1": "complete", "good-2": "complete", "good-4": "pruned", "good-5": "pruned",
-        "crash-2": "failed", "nan-2": "failed", "die-4": "failed",
+        "crash-2": "failed", "nan-2": "failed", "die-9": "pruned",
     }  # fmt: skip
-    assert states["good-5"].reason == "rung 10: cmmd 5.1 behind 2.1 (kept best 3 of 6)"
+    assert states["good-5"].reason == "rung 10: cmmd 5.1 behind 3.1 (kept best 4 of 7)"
     assert states["crash-2"].reason == "RuntimeError: the fake broke at step 15"
     assert states["nan-2"].reason == "NonFiniteError: step 10: cmmd must be a finite number, got nan"
-    assert states["die-4"].reason.startswith("the worker process died: ")
     assert sweep.outcome.exit_code == 1
-    assert len(sweep.outcome.failed) == 3
+    assert len(sweep.outcome.failed) == 2
     assert sweep.outcome.unfinished == 0
 
 
@@ -102,6 +101,30 @@ def test_paused_trials_train_no_step_twice(sweep):
     assert fakes.trained(sweep.home("good-5")) == list(range(1, 11))
 
 
+def test_a_trial_whose_process_died_is_tried_again_and_its_cohort_waits_for_it(sweep):
+    """`die-9` kills its process in step 5, before the first rung, and is compared there all the same."""
+    assert fakes.trained(sweep.home("die-9")) == [*range(1, 5), *range(1, 11)]
+    assert sweep.state("die-9").reason == "rung 10: cmmd 9.1 behind 3.1 (kept best 4 of 7)"
+    assert sweep.text.count(" restarted ") == 1
+    assert not (sweep.home("die-9") / "error.txt").exists()
+
+
+@pytest.mark.slow
+def test_a_trial_that_takes_every_process_down_fails_after_three(ray_here, tmp_path):
+    plan = fakes.make_plan("die-2", "doom-1")
+    outcome, text = text_of(
+        lambda console: run_sweep(plan, store=tmp_path, parts=fakes.PARTS, max_concurrent=1, console=console)
+    )
+    (died, doomed) = [SweepFolder(tmp_path, "fake").trial(trial.trial_id) for trial in plan.trials]
+    assert (outcome.exit_code, outcome.unfinished) == (1, 0)
+    assert fakes.trained(died) == [*range(1, 5), *range(1, 41)]
+    assert (read_state(died).state, read_state(doomed).state) == ("complete", "failed")
+    assert read_state(doomed).reason.startswith("the worker process died: ")
+    assert (doomed / "error.txt").read_text().startswith("the worker process died: ")
+    assert len(set((doomed / "died").read_text().split())) == 3
+    assert text.count(" restarted ") == 1 + 2
+
+
 def test_the_place_of_a_trial_that_failed_goes_to_the_best_in_reserve(sweep):
     """`crash-2` passes rung 10 and breaks at step 15: `good-4`, which waited in reserve, goes on to rung 20."""
     assert fakes.trained(sweep.home("good-4")) == list(range(1, 21))
@@ -111,13 +134,13 @@ def test_the_place_of_a_trial_that_failed_goes_to_the_best_in_reserve(sweep):
 def test_the_report_is_there_when_a_run_ends_and_knows_its_circumstances(sweep):
     assert "the report could not be written" not in sweep.text
     page = (sweep.folder.root / "report.html").read_text()
-    for words in ("· not running ·", "3 complete", "2 pruned", "3 failed", "the fake broke at step 15", "python"):
+    for words in ("· not running ·", "3 complete", "3 pruned", "2 failed", "the fake broke at step 15", "python"):
         assert words in page, words
 
 
 def test_what_is_printed(sweep):
     assert f"logs: {sweep.folder.logs}" in sweep.text
-    for kind in ("started", "boundary", "paused", "resumed", "pruned", "complete", "failed"):
+    for kind in ("started", "boundary", "paused", "resumed", "pruned", "complete", "failed", "restarted"):
         assert f" {kind} " in sweep.text
     assert "Traceback" not in sweep.text
     _, end = text_of(lambda console: print_end(sweep.outcome, console))
@@ -132,7 +155,7 @@ def test_what_is_printed(sweep):
     assert f"samples of the best trial: {sweep.home('good-1') / 'samples' / 'step-00000040.png'}" in end
     assert "failed: crash-2: RuntimeError: the fake broke at step 15 (traceback: " in end
     _, status = text_of(lambda console: console.print(render_status(sweep.folder)))
-    assert "fake: not running; 3 complete, 2 pruned, 3 failed" in status
+    assert "fake: not running; 3 complete, 3 pruned, 2 failed" in status
     assert f"\n{sweep.outcome.steps}\n" in status
 
 

@@ -130,6 +130,39 @@ def test_a_loser_that_is_replaying_is_stopped_at_its_next_report():
     assert tune.verdicts.ended == {"u1-0": ("pruned", "rung 10: cmmd 9 behind 1 (kept best 1 of 2)")}
 
 
+def test_a_cohort_waits_for_a_trial_that_is_tried_again():
+    tune, scheduler = tune_of(curves_of(["u0", "u1"]), SchedulerSpec(use="halving", grace_steps=10))
+    first, second = tune.waiting
+    for trial in (first, second):
+        scheduler.on_trial_add(tune, trial)
+    assert scheduler.on_trial_result(tune, second, {"step": 10, "cmmd": 9.0}) == TrialScheduler.PAUSE
+    tune.again = lambda trial: True
+    scheduler.on_trial_error(tune, first)
+    assert not scheduler.may_resume(second)
+    assert tune.verdicts.ended == {}
+    attempt = SimpleNamespace(trial_id="u0-0+2", placement_group_factory="a worker", status="RUNNING", is_saving=False)
+    scheduler.on_trial_add(tune, attempt)
+    assert scheduler.on_trial_result(tune, attempt, {"step": 10, "cmmd": 1.0}) == TrialScheduler.CONTINUE
+    assert scheduler.holds("u1-0").startswith("in reserve")
+    tune.again = lambda trial: False
+    scheduler.on_trial_error(tune, attempt)
+    assert scheduler.may_resume(second)
+
+
+def test_who_is_taken_out_before_it_is_tried_again_starts_no_more():
+    tune, scheduler = tune_of(curves_of(["u0", "u1", "u2"]), HALVING)
+    for trial in tune.waiting:
+        scheduler.on_trial_add(tune, trial)
+        scheduler.on_trial_result(tune, trial, {"step": 10, "cmmd": float(trial.trial_id[1])})
+    dead = tune.waiting[2]
+    tune.again = lambda trial: True
+    scheduler.on_trial_error(tune, dead)
+    for trial in tune.waiting[:2]:
+        scheduler.on_trial_result(tune, trial, {"step": 20, "cmmd": 1.0})
+    assert [trial.trial_id for trial in tune.dropped] == ["u2-0"]
+    assert tune.verdicts.ended["u2-0"][0] == "pruned"
+
+
 def test_every_wave_is_a_cohort_of_its_own():
     curves = curves_of(["u0", "u1", "u2", "u3", "u4", "u5"])
     tune = SimulatedTune(curves, 6, range(6), lambda curve: 1.0, random.Random(0))
