@@ -271,6 +271,7 @@ class Session:
 
         scratch = self.folder.root / "tune"
         shutil.rmtree(scratch, ignore_errors=True)
+        _keep_credentials_out_of_logs()
         pending = str(self.queue.max_concurrent)
         with environment(TUNE_MAX_PENDING_TRIALS_PG=pending), terminated_as_interrupted(), self.meter.running():
             tune.run(
@@ -285,3 +286,14 @@ class Session:
                 raise_on_failed_trial=False,
                 verbose=0,
             )
+
+
+def _keep_credentials_out_of_logs() -> None:
+    """Keep Tune from handing AWS credentials on in a runtime environment, which Ray writes to its logs in clear.
+
+    Workers of our own Ray inherit them, and a cluster's nodes have their own.
+    """
+    from ray.tune.execution import class_cache
+
+    handed_on = class_cache.ENV_VARS_TO_PROPAGATE
+    class_cache.ENV_VARS_TO_PROPAGATE = {name for name in handed_on if not name.startswith("AWS_")}
