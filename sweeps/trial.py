@@ -124,8 +124,7 @@ class TrialRun:
             return
         if bench.step > self._saved:
             bench.save()
-            line = {"kind": "interrupted", "step": bench.step, "wall_seconds": self._wall, "losses": self._losses}
-            append_journal(self.folder, line)
+            self._note_losses(bench.step)
         bench.close()
 
     def abandon(self) -> None:
@@ -161,6 +160,7 @@ class TrialRun:
         metrics = bench.measure()
         self._check(metrics, step)
         self._save(bench)
+        self._note_losses(step)  # who is killed from here on measures again, and trains nothing to average
         self._wall += time.perf_counter() - started
         loss = math.fsum(self._losses) / len(self._losses) if self._losses else math.nan
         measured = metrics | {"loss": loss} | self._rates()
@@ -178,6 +178,10 @@ class TrialRun:
         append_journal(self.folder, entry)
         self.journal.boundaries[step] = entry
         return entry
+
+    def _note_losses(self, step: int) -> None:
+        line = {"kind": "interrupted", "step": step, "wall_seconds": self._wall, "losses": self._losses}
+        append_journal(self.folder, line)
 
     def _check(self, metrics: Mapping[str, float], step: int) -> None:
         value = metrics.get(self.settings.metric)
