@@ -154,6 +154,11 @@ def in_progress(store: Path, history: Path, names: Sequence[str] = NAMES) -> set
     return {key for key in repeats([store], names) if ends[key] not in known}
 
 
+def claimed(history: Path) -> set[str]:
+    """List the segments that somebody trains, or did when it was killed."""
+    return {claim.parent.name for claim in (history / "leases").glob("*/*.json")}
+
+
 def table(store: Path):
     """Read the results, without what a clock says."""
     frame = read_results(SweepFolder(store, "fake").results).drop(columns=MEASURED_BY_CLOCK)

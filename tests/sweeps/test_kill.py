@@ -38,9 +38,10 @@ def live(store, moments) -> Counter[str]:
             wait_until(lambda moment=moment: killing.steps_made(store) >= moment, f"step {moment}")
             driver.process.kill()
             driver.process.wait()
+            # Before the next driver trains any of it again; a segment that has no step yet is claimed already.
+            cut.update(killing.in_progress(store, store / "history") | killing.claimed(store / "history"))
             old, driver = driver, killing.Driver(store)  # at once: what the old one started may still train
             wait_until(lambda old=old: not old.alive(), "orphans end by themselves")
-            cut.update(killing.in_progress(store, store / "history"))
         assert driver.wait() == 0, (store / "printed.txt").read_text()
     finally:
         driver.reap()
