@@ -16,6 +16,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -95,8 +96,9 @@ class Journal:
     wall_seconds: float = 0.0
     steps_trained: int = 0
     damage: list[str] = field(default_factory=list)
-    interrupted: dict[str, Any] | None = None
-    """Where a trial kept a checkpoint after its last boundary, and the losses since; None when it did not."""
+    losses: dict[int, tuple[Fraction, int]] = field(default_factory=dict)
+    """For every step after the last boundary at which a checkpoint was about to be kept: the exact sum of the losses
+    since that boundary, and how many."""
 
 
 class SweepFolder:
@@ -153,9 +155,12 @@ def read_journal(folder: Path) -> Journal:
             continue
         journal.wall_seconds = float(entry["wall_seconds"])
         boundary = entry["kind"] == "boundary"
-        journal.interrupted = None if boundary else entry
         if boundary:
+            journal.losses.clear()
             journal.boundaries[int(entry["step"])] = entry
+        elif "losses" in entry:
+            total, count = entry["losses"]
+            journal.losses[int(entry["step"])] = (Fraction(total), int(count))
     return journal
 
 

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class TrialRun:
         self._throughput = Throughput(self.config.batch_size)
         self._wall, self._saved = self.journal.wall_seconds, 0
         self._bench: Models | None = None
-        self._losses: list[float] = []
+        self._losses = (Fraction(0), 0)
 
     @property
     def reached(self) -> int:
@@ -98,11 +99,12 @@ class TrialRun:
             self._catch_up(bench)
         boundary = self._boundary(bench.step)
         if bench.step <= self.reached:
-            self._losses = []  # a segment begins
+            self._losses = (Fraction(0), 0)  # a segment begins
         if bench.step < boundary:
             progress = bench.advance(boundary, seconds=self.settings.chunk_seconds)
             self._count(len(progress.step_seconds))
-            self._losses += progress.losses
+            total, count = self._losses
+            self._losses = (total + sum(map(Fraction, progress.losses)), count + len(progress.losses))
             for seconds in progress.step_seconds:
                 self._throughput.add(seconds)
         if bench.step < boundary:
@@ -123,8 +125,8 @@ class TrialRun:
         if bench is None:
             return
         if bench.step > self._saved:
-            bench.save()
             self._note_losses(bench.step)
+            bench.save()
         bench.close()
 
     def abandon(self) -> None:
@@ -138,9 +140,7 @@ class TrialRun:
         (self.folder / "error.txt").unlink(missing_ok=True)
         self._bench = self._models(self.settings)
         self._saved = self._bench.step
-        cut = self.journal.interrupted
-        # The mean over a segment must not depend on where a clock or a person cut it.
-        self._losses = list(cut.get("losses", ())) if cut and int(cut["step"]) == self._bench.step else []
+        self._losses = self.journal.losses.get(self._bench.step, (Fraction(0), 0))
         return self._bench
 
     def _catch_up(self, bench: Models) -> None:
@@ -159,10 +159,11 @@ class TrialRun:
     def _measure(self, bench: Models, step: int, started: float) -> dict[str, Any]:
         metrics = bench.measure()
         self._check(metrics, step)
+        self._note_losses(step)  # who is killed after the checkpoint measures again, and trains nothing to average
         self._save(bench)
-        self._note_losses(step)  # who is killed from here on measures again, and trains nothing to average
         self._wall += time.perf_counter() - started
-        loss = math.fsum(self._losses) / len(self._losses) if self._losses else math.nan
+        total, count = self._losses
+        loss = float(total / count) if count else math.nan
         measured = metrics | {"loss": loss} | self._rates()
         entry = {
             "kind": "boundary",
@@ -176,11 +177,14 @@ class TrialRun:
         self.recall.release()
         entry["steps_trained"] = self.journal.steps_trained
         append_journal(self.folder, entry)
+        self.journal.losses.clear()
         self.journal.boundaries[step] = entry
         return entry
 
     def _note_losses(self, step: int) -> None:
-        line = {"kind": "interrupted", "step": step, "wall_seconds": self._wall, "losses": self._losses}
+        """Keep the sum over the segment so far, exactly: its mean must not depend on where a clock or a kill cut it."""
+        total, count = self.journal.losses[step] = self._losses
+        line = {"kind": "interrupted", "step": step, "wall_seconds": self._wall, "losses": [str(total), count]}
         append_journal(self.folder, line)
 
     def _check(self, metrics: Mapping[str, float], step: int) -> None:
