@@ -12,6 +12,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from sweeps.measured_with import lines, own, words
 from sweeps.metrics import METRICS
 from sweeps.pareto import not_dominated, sentence
 from sweeps.results import FINISHED, SweepInfo
@@ -34,8 +35,9 @@ STYLE = {"complete": "green", "pruned": "dim", "failed": "red"}
 
 
 def heading(metric: str) -> str:
-    """Write a metric's name the way the field does."""
-    return HEADINGS.get(metric, metric.replace("_", " "))
+    """Write a metric's name the way the field does; what it was measured with stays as it is."""
+    name, at, settings = metric.partition("@")
+    return HEADINGS.get(name, name.replace("_", " ")) + at + settings
 
 
 def figure(value: float, digits: int) -> str:
@@ -71,12 +73,15 @@ class Leaderboard:
 
     def __init__(self, frame: pd.DataFrame, info: SweepInfo) -> None:
         self.info, self.results = info, ranking(frame, info)
+        self._own = {name: words(settings) for name, settings in own(info).items()}
         # The figures of the front come from the table itself: a metric may have no column here.
         self.front = sentence(not_dominated(frame, info), info) if len(info.objectives) == 2 else None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Draw for the width there is."""
         yield self._table(options.max_width >= WIDE)
+        for line in lines(self.info):
+            yield Text(line)
         for line in notes(self.results, self.info):
             yield Text(line)
         if self.front is not None:
@@ -99,7 +104,7 @@ class Leaderboard:
                 for name in shown
             ]
             state = Text(result.state, style=STYLE.get(result.state, "cyan"))
-            table.add_row(_method(result), *cells, str(result.step), state)
+            table.add_row(_method(result, self._own.get(result.name)), *cells, str(result.step), state)
         return table
 
 
@@ -162,8 +167,10 @@ def _cell(estimate: Estimate | None, best: bool, with_error: bool) -> Text:
     return Text(shown, style="bold green" if best else "")
 
 
-def _method(result: CellResult) -> str:
-    return f"{result.name} ({result.seeds} seeds)" if result.seeds > 1 else result.name
+def _method(result: CellResult, measured: str | None) -> str:
+    beside = [f"{result.seeds} seeds"] if result.seeds > 1 else []
+    beside += [f"measured with {measured}"] if measured else []
+    return f"{result.name} ({'; '.join(beside)})" if beside else result.name
 
 
 def notes(results: Sequence[CellResult], info: SweepInfo) -> list[str]:

@@ -47,7 +47,7 @@ class TrialInfo:
     """What tables and early stopping need to know of a planned trial.
 
     `values` holds what a search varies, by path; `scheduled_until` is the step of the last scheduled change of
-    the trial's techniques.
+    the trial's techniques; `measured` how its figures come about, see `sweeps.measured_with`.
     """
 
     trial_id: str
@@ -59,6 +59,7 @@ class TrialInfo:
     values: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 0
     scheduled_until: int = 0
+    measured: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class SweepInfo:
     article: str | None = None
     searched: dict[str, bool] = field(default_factory=dict)
     objectives: dict[str, Direction] = field(default_factory=dict)
+    price_per_device_hour: float | None = None
 
 
 @dataclass(frozen=True)

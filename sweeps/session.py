@@ -21,6 +21,7 @@ from sweeps.budget import Meter
 from sweeps.ledger import Ledger
 from sweeps.live import Display, open_display
 from sweeps.logs import ENVIRONMENT, environment, terminated_as_interrupted
+from sweeps.measured_with import settings_of
 from sweeps.metrics import METRICS
 from sweeps.order import in_order
 from sweeps.results import FINISHED, SweepFolder, SweepInfo, TrialInfo
@@ -42,7 +43,7 @@ def trial_info(trial: Trial, searched: Mapping[str, bool]) -> TrialInfo:
     cell, config = trial.cell, trial.config
     values = searched_values(config, searched) if searched else {}
     return TrialInfo(trial.trial_id, cell.cell_id, cell.name, cell.is_baseline, trial.seed, cell.levels, values,
-                     config.batch_size, scheduled_until(config))  # fmt: skip
+                     config.batch_size, scheduled_until(config), settings_of(config))  # fmt: skip
 
 
 def searched_values(config: RunConfig, searched: Mapping[str, bool]) -> dict[str, Any]:
@@ -63,7 +64,8 @@ def sweep_info(plan: Plan) -> SweepInfo:
     axes = tuple(spec.axes)
     better, trial = METRICS[metric].better, spec.trial
     length, both = (trial.steps, trial.eval_every), dict(spec.objectives)
-    return SweepInfo(spec.name, metric, better, *length, axes, trials, spec.article, searched, both)
+    price = spec.budget.price_per_device_hour if spec.budget else None
+    return SweepInfo(spec.name, metric, better, *length, axes, trials, spec.article, searched, both, price)
 
 
 class Session:

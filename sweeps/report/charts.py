@@ -79,7 +79,7 @@ def curves(material: Material) -> Curves | None:
         for name in shown
     ]
     lines.sort(key=lambda line: -line.colour)
-    label = f"{material.heading(material.metric)}{' (logarithmic)' if y.log else ''}"
+    label = f"{material.full_name}{' (logarithmic)' if y.log else ''}"
     return Curves(Axes(x.ticks(), y.ticks(), "training steps", label), tuple(lines), len(by_name) - len(shown))
 
 
@@ -139,7 +139,7 @@ def pareto(material: Material) -> Scatter | None:
                 number if point.on_front else None, note)
         )  # fmt: skip
     path = " ".join(f"{'L' if i else 'M'}{a},{b}" if not i else f"H{a} V{b}" for i, (a, b) in enumerate(corners))
-    axes = Axes(x.ticks(4), y.ticks(), "device-hours of one trial", material.heading(material.metric))
+    axes = Axes(x.ticks(4), y.ticks(), "device-hours of one trial", material.full_name)
     return Scatter(axes, tuple(dots), path)
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prx.errors import UserError
 from prx.registry import choices
+from sweeps import measured_with
 from sweeps.report import tables, words
 from sweeps.report.gather import Material, gather
 from sweeps.report.page import default_path, write_report
-from sweeps.results import SweepFolder, read_results, write_atomic
+from sweeps.results import SweepFolder, read_info, read_results, write_atomic
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMATS = ("html", "md", "csv", "parquet")
 
@@ -32,15 +36,28 @@ def write_as(folder: SweepFolder, form: str, out: Path | None) -> Path:
         elif form == "md":
             write_atomic(target, markdown(gather(folder)))
         elif form == "csv":
-            gather(folder)
-            write_atomic(target, read_results(folder.results).to_csv(index=False))
+            write_atomic(target, table(folder).to_csv(index=False))
         else:
-            gather(folder)
-            read_results(folder.results)
-            shutil.copyfile(folder.results, target)
+            table(folder).to_parquet(target, index=False)
     except OSError as error:
         raise UserError(f"--out: {target} cannot be written ({error.strerror})") from error
     return target
+
+
+def table(folder: SweepFolder) -> pd.DataFrame:
+    """Read the results and add how each row was measured, a column a setting: `sampling.guidance_scale`.
+
+    Raises:
+        UserError: There is no such sweep, or there are no results yet.
+    """
+    measured = {trial.trial_id: trial.measured for trial in read_info(folder).trials}
+    frame = read_results(folder.results)
+    for name in measured_with.SAMPLING:
+        values = [measured.get(trial_id, {}).get(name) for trial_id in frame["trial_id"]]
+        # A search over a sampling setting has its column already.
+        if f"sampling.{name}" not in frame and any(value is not None for value in values):
+            frame[f"sampling.{name}"] = values
+    return frame
 
 
 def markdown(material: Material) -> str:
@@ -60,8 +77,10 @@ def _lines(material: Material) -> Iterator[str]:
     yield "\n" + _row([*headings, "device time", "steps", "seeds", "state"])
     yield _row(["---", *["---:"] * (len(headings) + 2), "---"])
     for row in board.rows:
+        name = f"{row.name} (measured with {row.measured})" if row.measured else row.name
         figures = [value.text for value in (row.metric, row.difference, *row.others, row.hours)]
-        yield _row([row.name, *figures, str(row.steps), str(row.seeds), row.state])
+        yield _row([name, *figures, str(row.steps), str(row.seeds), row.state])
+    yield "".join(f"\n{_plain(line)}" for line in measured_with.lines(material.info))
     yield "\n± of a figure is its standard error, ± of a difference half its 95 % interval."
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from sweeps import measured_with
 from sweeps.analysis.differences import Difference, stopped_early, to_baseline
 from sweeps.analysis.effects import Effects, estimate_effects
 from sweeps.analysis.importance import Importance, searched_importances
@@ -45,6 +46,16 @@ class Material:
     def heading(self, metric: str) -> str:
         """Write a metric's name the way the field does."""
         return heading(metric)
+
+    @cached_property
+    def full_name(self) -> str:
+        """Name the deciding metric with the settings it was measured under: `CMMD@num_steps=10,guidance_scale=3.5`."""
+        return measured_with.full_name(self.heading(self.metric), self.info)
+
+    @cached_property
+    def own_settings(self) -> dict[str, str]:
+        """Say how a cell was measured, by name, where that is not the same for all."""
+        return {name: measured_with.words(found) for name, found in measured_with.own(self.info).items()}
 
     @cached_property
     def cells(self) -> tuple[CellKey, ...]:

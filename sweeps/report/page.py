@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sweeps import measured_with
 from sweeps.analysis.pareto import SECONDS_PER_HOUR
 from sweeps.article import CAPTION, FIGURES, article_lines, article_title
 from sweeps.leaderboard import HEADINGS
@@ -39,6 +40,7 @@ class Page:
         mains = m.effects.mains
         return {
             "m": m, "info": m.info, "live": self.live, "heading": m.heading(m.metric),
+            "measured": measured_with.lines(m.info),
             "written": time.strftime("%Y-%m-%d %H:%M %Z"), "script": script, "policy": policy(script, self.live),
             "question": words.question(m), "answers": words.answers(m), "counts": list(words.counts(m)),
             "board": tables.board(m) if m.ranked else None,
@@ -77,8 +79,7 @@ def _crossings(material: Material) -> list[charts.Crossing]:
     """Draw the pairs of axes with an interaction beyond the noise, at most six, the strongest first."""
     found = sorted((e for e in material.effects.interactions if e.found), key=lambda e: -abs(e.estimate))
     pairs = list(dict.fromkeys((e.term[0][0], e.term[1][0]) for e in found))[:6]
-    heading = material.heading(material.metric)
-    made = [charts.crossing(material.observed, one, two, heading) for one, two in pairs]
+    made = [charts.crossing(material.observed, one, two, material.full_name) for one, two in pairs]
     return [chart for chart in made if chart is not None]
 
 

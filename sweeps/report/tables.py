@@ -49,6 +49,7 @@ class BoardRow:
     verdict: str
     others: tuple[Value, ...]
     hours: Value
+    measured: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def board(material: Material) -> Board:
         price = Value("–") if spent is None else Value(seconds_text(spent), f"{spent:.6g}")
         rows.append(
             BoardRow(cell.cell_id, result.name, cell.is_baseline, result.state, result.step, result.seeds, whole,
-                     values[0], delta, verdict, values[1:], price)
+                     values[0], delta, verdict, values[1:], price, material.own_settings.get(result.name, ""))
         )  # fmt: skip
     arrows = {"min": "↓", "max": "↑"}
     headings = [(material.heading(name), arrows[METRICS[name].better]) for name in shown]

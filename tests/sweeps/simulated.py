@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,6 +38,18 @@ def info_of(cells: Sequence[Mapping[str, str]], seeds: Iterable[int] = (0,)) -> 
         for i, levels in enumerate(cells)
     )
     return SweepInfo("simulated", "cmmd", "min", STEPS, EVERY, tuple(cells[0]), trials)
+
+
+SETTINGS = {"num_steps": 10, "guidance_scale": 3.5, "guidance": "text", "weights": "model", "num_samples": 192}
+
+
+def measured(info: SweepInfo, settings: Mapping[str, Any] = SETTINGS, **changed: Mapping[str, Any]) -> SweepInfo:
+    """Say how figures were measured; `changed` gives a level's own settings."""
+    trials = []
+    for trial in info.trials:
+        own = {key: value for level in trial.levels.values() for key, value in changed.get(level, {}).items()}
+        trials.append(replace(trial, measured=dict(settings) | own))
+    return replace(info, trials=tuple(trials))
 
 
 def frame_of(

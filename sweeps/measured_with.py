@@ -1,0 +1,73 @@
+"""Under which settings figures were measured: in one line what all cells share, beside each cell what is its own.
+
+A metric means nothing without the way its pictures were drawn. The columns of the results keep their short names;
+whatever a person reads says the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from prx.config_evaluation import AlsoConfig, SamplingConfig
+from sweeps.results import SweepInfo
+
+if TYPE_CHECKING:
+    from prx.config import RunConfig
+
+SAMPLING = tuple(SamplingConfig.model_fields)
+WEIGHTS = {"model": "the model's own weights", "ema": "EMA weights"}
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """Take from a configuration what its metrics depend on: how pictures are drawn, and how many."""
+    return config.sampling.model_dump(mode="json") | {"num_samples": config.evaluation.num_samples}
+
+
+def common(info: SweepInfo) -> dict[str, Any]:
+    """Give the settings that all cells share; none where a sweep's version did not write them down."""
+    first, *others = [trial.measured for trial in info.trials] or [{}]
+    return {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
+
+
+def own(info: SweepInfo) -> dict[str, dict[str, Any]]:
+    """Give each cell, by name, the settings in which it may differ from others; empty where all are alike."""
+    shared = common(info)
+    found = {t.name: {name: v for name, v in t.measured.items() if name not in shared} for t in info.trials}
+    return {name: settings for name, settings in found.items() if settings}
+
+
+def words(settings: Mapping[str, Any]) -> str:
+    """Write settings the way people say them: `10 sampling steps, guidance 3.5 (text), EMA weights, 192 samples`."""
+    parts = [f"{settings['num_steps']} sampling steps"] if "num_steps" in settings else []
+    scale, kind = settings.get("guidance_scale"), settings.get("guidance")
+    if scale is not None:
+        parts.append(f"guidance {scale:g}" + (f" ({kind})" if kind else ""))
+    elif kind:
+        parts.append(f"guidance by {kind}")
+    parts += [WEIGHTS[settings["weights"]]] if "weights" in settings else []
+    parts += [f"{settings['num_samples']:,} samples"] if "num_samples" in settings else []
+    return ", ".join(parts)
+
+
+def label(settings: Mapping[str, Any]) -> str:
+    """Write what pictures are drawn with as the columns of other settings do; what is left out is as by default."""
+    usual = SamplingConfig().model_dump(mode="json")
+    always = ("num_steps", "guidance_scale")
+    named = {n: settings[n] for n in SAMPLING if n in settings and (n in always or settings[n] != usual[n])}
+    return AlsoConfig(**named).label
+
+
+def full_name(heading: str, info: SweepInfo) -> str:
+    """Add to a metric's name how it was measured, as far as all cells share that: `CMMD@num_steps=10`."""
+    settings = label(common(info))
+    return f"{heading}@{settings}" if settings else heading
+
+
+def lines(info: SweepInfo) -> list[str]:
+    """Say how the figures of a table were measured; nothing where that is not known."""
+    shared, apart = words(common(info)), own(info)
+    said = [f"Measured with {shared}."] if shared else []
+    if apart:
+        said.append("Cells differ in how they were measured, as their rows say: part of their difference is that.")
+    return said

@@ -1,0 +1,127 @@
+"""Every table and chart says under which settings its figures were measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import yaml
+from rich.console import Console
+
+from prx.yamlsource import parse_yaml
+from sweeps import measured_with
+from sweeps.leaderboard import render_leaderboard
+from sweeps.plan import make_plan
+from sweeps.report.formats import markdown, write_as
+from sweeps.report.gather import gather
+from sweeps.report.page import render
+from sweeps.results import SweepFolder, read_info, write_info, write_results
+from sweeps.session import sweep_info
+from sweeps.spec import parse_spec
+from tests.sweeps import stored
+from tests.sweeps.simulated import SETTINGS, frame_of, info_of, measured
+
+ALIKE = "Measured with 10 sampling steps, guidance 3.5 (text), the model's own weights, 192 samples."
+APART = {"repa_e": {"guidance_scale": 5.0}}
+
+
+def info_like(**changed):
+    return measured(replace(info_of(stored.cells(), range(2)), name="simulated"), **changed)
+
+
+def printed(info):
+    console = Console(width=140, no_color=True)
+    with console.capture() as capture:
+        console.print(render_leaderboard(frame_of(info, stored.truth), info))
+    return capture.get()
+
+
+def test_a_plan_writes_down_how_each_cell_is_measured(tmp_path):
+    levels = [{"name": f"scale_{scale}", "patch": {"sampling.guidance_scale": scale}} for scale in (2, 5)]
+    sweep = {"name": "measured", "base": "embedded", "axes": {"guidance": levels},
+             "budget": {"price_per_device_hour": 2.5}, "trial": {"steps": 300, "eval_every": 100}}  # fmt: skip
+    source = parse_yaml(yaml.safe_dump(sweep, sort_keys=False), "measured.yaml")
+    plan = make_plan(parse_spec(source), source)
+    folder = SweepFolder(tmp_path, "measured")
+    write_info(folder, sweep_info(plan))
+    found = read_info(folder)
+    config = plan.trials[0].config
+    assert found.trials[0].measured == {
+        **config.sampling.model_dump(mode="json"),
+        "num_samples": config.evaluation.num_samples,
+    }
+    assert [trial.measured["guidance_scale"] for trial in found.trials] == [2.0, 5.0]
+    assert found.price_per_device_hour == 2.5
+
+
+def test_what_an_older_version_wrote_reads_and_claims_nothing(tmp_path):
+    folder = stored.store_sweep(tmp_path)
+    content = json.loads(folder.info.read_text())
+    content.pop("price_per_device_hour")
+    for trial in content["trials"]:
+        trial.pop("measured")
+    folder.info.write_text(json.dumps(content))
+    material = gather(folder)
+    assert measured_with.lines(material.info) == []
+    assert material.full_name == "CMMD"
+    assert "Measured with" not in render(material)
+
+
+def test_settings_that_all_cells_share_stand_in_one_line(tmp_path):
+    info = info_like()
+    assert measured_with.lines(info) == [ALIKE]
+    assert ALIKE in printed(info)
+    material = gather(stored.store_sweep(tmp_path, info, samples=False))
+    assert f"\n{ALIKE}\n" in markdown(material)
+    page = render(material)
+    assert ALIKE.replace("'", "&#39;") in page
+    assert "<figcaption>CMMD@num_steps=10,guidance_scale=3.5" in page
+
+
+def test_settings_in_which_cells_differ_stand_in_their_rows(tmp_path):
+    info = info_like(**APART)
+    (line, warning) = measured_with.lines(info)
+    assert line == "Measured with 10 sampling steps, guidance by text, the model's own weights, 192 samples."
+    assert warning.startswith("Cells differ in how they were measured")
+    assert "repa_e (2 seeds; measured with guidance 5)" in printed(info)
+    assert "baseline (2 seeds; measured with guidance 3.5)" in printed(info)
+    material = gather(stored.store_sweep(tmp_path, info, samples=False))
+    assert "| repa\\_e (measured with guidance 5) |" in markdown(material)
+    assert "<small>measured with guidance 5</small>" in render(material)
+    assert material.full_name == "CMMD@num_steps=10"
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "CMMD@num_steps=10,guidance_scale=3.5"),
+        (
+            {"weights": "ema", "guidance": "routing"},
+            "CMMD@num_steps=10,guidance_scale=3.5,guidance=routing,weights=ema",
+        ),
+    ],
+)
+def test_the_full_name_leaves_out_only_what_is_as_by_default(changes, name):
+    info = measured(info_of(stored.cells()), SETTINGS | changes)
+    assert measured_with.full_name("CMMD", info) == name
+
+
+@pytest.mark.parametrize(("form", "read"), [("csv", pd.read_csv), ("parquet", pd.read_parquet)])
+def test_exported_tables_carry_the_settings_of_each_row(tmp_path, form, read):
+    folder = stored.store_sweep(tmp_path, info_like(**APART), samples=False)
+    found = read(write_as(folder, form, None))
+    scales = found.groupby("tokenizer")["sampling.guidance_scale"].unique()
+    assert {name: list(values) for name, values in scales.items()} == {"flux": [3.5], "repa_e": [5.0]}
+    assert set(found["sampling.weights"]) == {"model"}
+    assert set(found["sampling.num_steps"]) == {10}
+
+
+def test_a_searched_setting_keeps_its_own_column(tmp_path):
+    info = replace(info_like(), searched={"sampling.guidance_scale": True})
+    frame = frame_of(info, stored.truth)
+    frame["sampling.guidance_scale"] = 7.0
+    folder = stored.store_sweep(tmp_path, info, frame, samples=False)
+    write_results(frame.to_dict("records"), info.axes, folder.results, info.searched)
+    assert set(pd.read_parquet(write_as(folder, "parquet", None))["sampling.guidance_scale"]) == {7.0}
