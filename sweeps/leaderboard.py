@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -72,8 +72,11 @@ class Leaderboard:
     """The table and what may be concluded from it; a narrow terminal shows fewer standard errors."""
 
     def __init__(self, frame: pd.DataFrame, info: SweepInfo) -> None:
+        from sweeps.other_settings import other_settings
+
         self.info, self.results = info, ranking(frame, info)
         self._own = {name: words(settings) for name, settings in own(info).items()}
+        self.others = other_settings(frame, info, info.metric)
         # The figures of the front come from the table itself: a metric may have no column here.
         self.front = sentence(not_dominated(frame, info), info) if len(info.objectives) == 2 else None
 
@@ -86,6 +89,14 @@ class Leaderboard:
             yield Text(line)
         if self.front is not None:
             yield Text(self.front)
+        yield from self._others()
+
+    def _others(self) -> Iterator[RenderableType]:
+        from sweeps.other_settings import render_other_settings, sentences
+
+        if self.others is not None:
+            yield render_other_settings(self.others, heading(self.info.metric))
+            yield from map(Text, sentences(self.others, heading(self.info.metric)))
 
     def _table(self, wide: bool) -> Table:
         table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))

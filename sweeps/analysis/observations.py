@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +98,11 @@ def design_only(observed: Observations) -> Observations:
     kept = [i for i, cell in enumerate(observed.cells) if not cell.point]
     if len(kept) == len(observed.cells):
         return observed
+    return only(observed, kept)
+
+
+def only(observed: Observations, kept: Sequence[int]) -> Observations:
+    """Keep some cells, by their positions, in that order."""
     position = {old: new for new, old in enumerate(kept)}
     rows = np.isin(observed.cell, kept)
     return replace(
@@ -108,6 +113,12 @@ def design_only(observed: Observations) -> Observations:
         value=observed.value[rows],
         se=observed.se[rows],
     )
+
+
+def error_column(metric: str) -> str:
+    """Name the column of a metric's standard error: `cmmd_se`, and `cmmd_se@guidance_scale=2`."""
+    name, at, settings = metric.partition("@")
+    return f"{name}_se{at}{settings}"
 
 
 def baseline_levels(info: SweepInfo) -> Mapping[str, str]:
@@ -128,7 +139,8 @@ def observe(frame: pd.DataFrame, info: SweepInfo, metric: str, better: str, step
     kept = [cell for cell in planned if len(rows) and (rows["cell_id"] == cell.cell_id).any()]
     position = {cell.cell_id: i for i, cell in enumerate(kept)}
     rows = rows[rows["cell_id"].isin(position)] if len(rows) else rows
-    errors = rows[f"{metric}_se"].astype(float) if f"{metric}_se" in rows else [math.nan] * len(rows)
+    error = error_column(metric)
+    errors = rows[error].astype(float) if error in rows else [math.nan] * len(rows)
     return Observations(
         metric, better, step, tuple(kept), baseline_levels(info),
         np.array([position[cell_id] for cell_id in rows["cell_id"]], dtype=np.int64) if len(rows) else _none(),

@@ -82,6 +82,17 @@ def _lines(material: Material) -> Iterator[str]:
         yield _row([name, *figures, str(row.steps), str(row.seeds), row.state])
     yield "".join(f"\n{_plain(line)}" for line in measured_with.lines(material.info))
     yield "\n± of a figure is its standard error, ± of a difference half its 95 % interval."
+    yield from _settings(material)
+
+
+def _settings(material: Material) -> Iterator[str]:
+    """Write the cells under other sampling settings, where they were measured so."""
+    for one in tables.settings(material):
+        yield f"\n{one.heading} under other sampling settings (rank):\n"
+        yield _row(["Method", *one.labels, "best with"])
+        yield _row(["---", *["---:"] * len(one.labels), "---"])
+        for _, name, values, best in one.rows:
+            yield _row([name, *(value.text for value in values), best])
 
 
 def _row(fields: list[str]) -> str:

@@ -18,7 +18,8 @@ from sweeps.analysis.pareto import Point, quality_price
 from sweeps.analysis.speed import TimeToQuality, time_to_quality
 from sweeps.analysis.verdict import Verdict, verdict
 from sweeps.leaderboard import CellResult, heading, ranking
-from sweeps.metrics import METRICS
+from sweeps.metrics import METRICS, QUALITY
+from sweeps.other_settings import OtherSettings, other_settings
 from sweeps.report.about import About, read
 from sweeps.results import SweepFolder, SweepInfo, TrialState, read_info, read_results, read_state
 from sweeps.status import is_running
@@ -73,8 +74,15 @@ class Material:
         return self.observed_metric(self.metric)
 
     def observed_metric(self, metric: str) -> Observations:
-        """Take any metric at full length."""
-        return observe(self.frame, self.info, metric, METRICS[metric].better)
+        """Take any metric at full length, or one under other settings (`cmmd@guidance_scale=2`)."""
+        return observe(self.frame, self.info, metric, METRICS[metric.partition("@")[0]].better)
+
+    @cached_property
+    def other_settings(self) -> tuple[OtherSettings, ...]:
+        """Quality metrics under other sampling settings, the deciding one first; empty where there are none."""
+        metrics = dict.fromkeys([self.metric, *QUALITY])
+        found = (other_settings(self.frame, self.info, metric) for metric in metrics)
+        return tuple(one for one in found if one is not None)
 
     @cached_property
     def effects(self) -> Effects:

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from prx.yamlsource import dotted
+from sweeps.analysis.alternatives import labels
 from sweeps.analysis.effects import Effect, estimate_effects
 from sweeps.analysis.pareto import SECONDS_PER_HOUR
 from sweeps.leaderboard import HEADINGS, Estimate, figure, heading
 from sweeps.live import seconds_text
 from sweeps.metrics import METRICS, QUALITY
+from sweeps.other_settings import Ranked
 from sweeps.patches import differences
 from sweeps.report.words import half_width, signed, with_error
 
@@ -166,8 +168,12 @@ class Agreement:
 
 
 def agreement(material: Material) -> tuple[tuple[str, ...], tuple[Agreement, ...]]:
-    """Lay main effects of all quality metrics side by side; none where only one metric was measured."""
+    """Lay main effects of all quality metrics side by side, and of the deciding one under other sampling settings.
+
+    None where only one was measured.
+    """
     names = [name for name in QUALITY if name in material.frame and name not in material.info.axes]
+    names += [f"{material.metric}@{label}" for label in labels(material.frame, material.metric)]
     metrics = [name for name in names if material.frame[name].notna().any()]
     if len(metrics) < 2 or not material.effects.mains:
         return (), ()
@@ -257,3 +263,28 @@ def spent(material: Material) -> list[tuple[str, str]]:
         ("training steps that the trials stand for", f"{steps}"),
         ("device time that the trials stand for", f"{figure(total / SECONDS_PER_HOUR, 3)} device-hours"),
     ]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A metric under every sampling setting it was measured with; rows are (cell, name, figures, best setting)."""
+
+    heading: str
+    labels: tuple[str, ...]
+    rows: tuple[tuple[str, str, tuple[Value, ...], str], ...]
+
+
+def settings(material: Material) -> tuple[Settings, ...]:
+    """Lay quality metrics out under all sampling settings, the deciding one first."""
+    made = []
+    for shown in material.other_settings:
+        rows = tuple((r.cell_id, r.name, tuple(map(_ranked, r.figures)), r.best) for r in shown.rows)
+        made.append(Settings(heading(shown.metric), tuple(shown.labels), rows))
+    return tuple(made)
+
+
+def _ranked(found: Ranked | None) -> Value:
+    if found is None:
+        return Value("–")
+    shown = _value(found.estimate, found.rank == 1)
+    return Value(f"{shown.text} ({found.rank})", shown.key, shown.best)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sweeps.analysis.effects import Effect
 from sweeps.leaderboard import figure
 from sweeps.live import seconds_text
+from sweeps.other_settings import sentences
 from sweeps.pareto import not_dominated, sentence
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def answers(material: Material) -> list[Answer]:
         Answer("Both goals", _goals(material)),
         Answer("Helped", _helped(material)),
         Answer("Together", _together(material)),
+        Answer("Sampling", _sampling(material)),
         Answer("Price", _price(material)),
         Answer("How sure", _sure(material)),
     ]
@@ -158,6 +160,11 @@ def _together(material: Material) -> str:
     parts = [f"better than its parts promise: {_effects(good, sign)}"] if good else []
     parts += [f"worse than its parts promise: {_effects(bad, sign)}"] if bad else []
     return "; ".join(parts)[0].upper() + "; ".join(parts)[1:] + "."
+
+
+def _sampling(material: Material) -> str:
+    shown = next((one for one in material.other_settings if one.metric == material.metric), None)
+    return " ".join(sentences(shown, material.heading(material.metric))) if shown else ""
 
 
 def _price(material: Material) -> str:

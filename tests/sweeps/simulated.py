@@ -80,3 +80,16 @@ def without_end(frame: pd.DataFrame, trial_ids: Iterable[str], state: str = "pru
     kept = frame[~gone | (frame["step"] <= step)].copy()
     kept.loc[kept["trial_id"].isin(list(trial_ids)), ["state", "reason"]] = [state, f"{state} at step {step}"]
     return kept
+
+
+def also_measured(
+    frame: pd.DataFrame, label: str, truth: Truth, *, noise: float = 0.0, random: int = 1, se: float = 0.05
+) -> pd.DataFrame:
+    """Measure finished trials once more, under settings with another truth; their seeds' shares stay out of it."""
+    rng = np.random.default_rng(random)
+    frame, end = frame.copy(), frame["step"] == STEPS
+    axes = [name for name in frame.columns if name in GRID]
+    figures = [truth({axis: row[axis] for axis in axes}) for _, row in frame[end].iterrows()]
+    frame.loc[end, f"cmmd@{label}"] = np.array(figures) + noise * rng.standard_normal(int(end.sum()))
+    frame.loc[end, f"cmmd_se@{label}"] = se
+    return frame
