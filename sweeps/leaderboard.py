@@ -58,7 +58,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class CellResult:
-    """A cell at the last step that all its counted seeds reached; `by_seed` is the deciding metric's value there."""
+    """A cell at the last step that all its counted seeds reached; `by_seed` is the deciding metric's value there.
+
+    `device_hours` is what one of its trials costs, mean over them, None where that was not measured.
+    """
 
     name: str
     state: str
@@ -66,6 +69,7 @@ class CellResult:
     seeds: int
     metrics: dict[str, Estimate]
     by_seed: dict[int, float] = field(default_factory=dict)
+    device_hours: float | None = None
 
 
 class Leaderboard:
@@ -85,6 +89,8 @@ class Leaderboard:
         yield self._table(options.max_width >= WIDE)
         for line in lines(self.info):
             yield Text(line)
+        if self.info.price_per_device_hour is not None:
+            yield Text(f"Cost: of one trial of the cell, at {self.info.price_per_device_hour:g} a device-hour.")
         for line in notes(self.results, self.info):
             yield Text(line)
         if self.front is not None:
@@ -106,6 +112,9 @@ class Leaderboard:
         for name in shown:
             arrow = {"min": " ↓", "max": " ↑"}[METRICS[name].better] if wide else ""
             table.add_column(heading(name) + arrow, justify="right", no_wrap=True)
+        price = self.info.price_per_device_hour
+        if price is not None:
+            table.add_column("cost", justify="right", no_wrap=True)
         table.add_column("steps", justify="right", no_wrap=True)
         table.add_column("state", no_wrap=True)
         best = {name: _best(name, self.results, self.info) for name in shown}
@@ -114,6 +123,8 @@ class Leaderboard:
                 _cell(result.metrics.get(name), result is best[name], wide or name == self.info.metric)
                 for name in shown
             ]
+            if price is not None:
+                cells.append(Text("-" if result.device_hours is None else figure(result.device_hours * price, 3)))
             state = Text(result.state, style=STYLE.get(result.state, "cyan"))
             table.add_row(_method(result, self._own.get(result.name)), *cells, str(result.step), state)
         return table
@@ -150,7 +161,8 @@ def _cell_result(group: pd.DataFrame, info: SweepInfo) -> CellResult:
     name = str(used["name"].iloc[0])
     values = used[used[info.metric].notna()] if len(good) and info.metric in used else used[:0]
     by_seed = dict(zip(values["seed"].tolist(), values[info.metric].tolist(), strict=True)) if len(values) else {}
-    return CellResult(name, states[0], int(used["step"].iloc[0]), len(used), metrics, by_seed)
+    hours = float(used["device_seconds"].mean()) / 3600 if "device_seconds" in used else None
+    return CellResult(name, states[0], int(used["step"].iloc[0]), len(used), metrics, by_seed, hours)
 
 
 def _estimate(rows: pd.DataFrame, name: str) -> Estimate | None:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from sweeps.article import render_article
+from sweeps.costs import read_costs
 from sweeps.leaderboard import render_leaderboard
 from sweeps.results import SweepFolder, SweepInfo, read_results
 from sweeps.run import INTERRUPTED, Outcome
@@ -37,6 +38,7 @@ def _lines(outcome: Outcome, frame: pd.DataFrame) -> Iterator[str]:
     if not len(frame):
         yield "no boundary has been reached yet"
     yield str(outcome.steps)
+    yield from read_costs(outcome.folder, outcome.info).sentences()
     yield f"results: {outcome.results_path}"
     page = outcome.folder.root / "report.html"
     if page.is_file():

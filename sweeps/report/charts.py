@@ -11,6 +11,7 @@ import numpy as np
 
 from sweeps.analysis.effects import Effect
 from sweeps.analysis.observations import Observations
+from sweeps.costs import hours_text, per_hour
 from sweeps.report.scales import Scale, scale_of
 
 if TYPE_CHECKING:
@@ -112,11 +113,13 @@ class Dot:
 
 @dataclass(frozen=True)
 class Scatter:
-    """Quality against price, with the front as a staircase."""
+    """Quality against price, with the front as a staircase; `money` is a second scale below, empty without a price."""
 
     axes: Axes
     dots: tuple[Dot, ...]
     front: str
+    money: list[tuple[float, str]]
+    money_label: str
 
 
 def pareto(material: Material) -> Scatter | None:
@@ -133,14 +136,16 @@ def pareto(material: Material) -> Scatter | None:
         if point.on_front:
             number += 1
             corners.append((x(point.device_hours), y(point.value)))
-        note = f"{point.name}: {point.value:.3g} for {point.device_hours:.3g} device-hours"
+        note = f"{point.name}: {point.value:.3g} for {hours_text(point.device_hours, material.price)}"
         dots.append(
             Dot(point.cell_id, x(point.device_hours), y(point.value), point.on_front, point.cell_id == baseline,
                 number if point.on_front else None, note)
         )  # fmt: skip
     path = " ".join(f"{'L' if i else 'M'}{a},{b}" if not i else f"H{a} V{b}" for i, (a, b) in enumerate(corners))
     axes = Axes(x.ticks(4), y.ticks(), "device-hours of one trial", material.full_name)
-    return Scatter(axes, tuple(dots), path)
+    price = material.price
+    paid = Scale(x.low * price, x.high * price, x.start, x.end).ticks(4) if price else []
+    return Scatter(axes, tuple(dots), path, paid, f"money, {per_hour(price)}" if price else "")
 
 
 @dataclass(frozen=True)

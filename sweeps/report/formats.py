@@ -74,11 +74,13 @@ def _lines(material: Material) -> Iterator[str]:
         return
     board = tables.board(material)
     headings = ["Method", " ".join(board.heading), f"Δ {board.heading[0]}", *(" ".join(h) for h in board.others)]
-    yield "\n" + _row([*headings, "device time", "steps", "seeds", "state"])
-    yield _row(["---", *["---:"] * (len(headings) + 2), "---"])
+    headings += ["device time", *(["cost"] if material.price else []), "steps", "seeds"]
+    yield "\n" + _row([*headings, "state"])
+    yield _row(["---", *["---:"] * (len(headings) - 1), "---"])
     for row in board.rows:
         name = f"{row.name} (measured with {row.measured})" if row.measured else row.name
         figures = [value.text for value in (row.metric, row.difference, *row.others, row.hours)]
+        figures += [row.cost.text] if material.price else []
         yield _row([name, *figures, str(row.steps), str(row.seeds), row.state])
     yield "".join(f"\n{_plain(line)}" for line in measured_with.lines(material.info))
     yield "\n± of a figure is its standard error, ± of a difference half its 95 % interval."

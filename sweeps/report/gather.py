@@ -17,6 +17,7 @@ from sweeps.analysis.observations import CellKey, Observations, cell_keys, obser
 from sweeps.analysis.pareto import Point, quality_price
 from sweeps.analysis.speed import TimeToQuality, time_to_quality
 from sweeps.analysis.verdict import Verdict, verdict
+from sweeps.costs import Costs, read_costs
 from sweeps.leaderboard import CellResult, heading, ranking
 from sweeps.metrics import METRICS, QUALITY
 from sweeps.other_settings import OtherSettings, other_settings
@@ -113,6 +114,16 @@ class Material:
     def speed(self) -> tuple[TimeToQuality, ...]:
         """Device-hours to the baseline's final figure."""
         return time_to_quality(self.frame, self.info, self.metric, self.info.mode)
+
+    @cached_property
+    def costs(self) -> Costs:
+        """What the sweep cost, and what it was spared."""
+        return read_costs(self.folder, self.info)
+
+    @property
+    def price(self) -> float | None:
+        """Money per device-hour, None where none was declared."""
+        return self.info.price_per_device_hour
 
     @cached_property
     def importances(self) -> tuple[Importance, ...]:

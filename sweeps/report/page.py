@@ -7,13 +7,14 @@ import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweeps import measured_with
 from sweeps.analysis.pareto import SECONDS_PER_HOUR
 from sweeps.article import CAPTION, FIGURES, article_lines, article_title
+from sweeps.costs import money
 from sweeps.leaderboard import HEADINGS
 from sweeps.live import seconds_text
 from sweeps.report import charts, samples, stages, tables, words
@@ -49,7 +50,7 @@ class Page:
             "matrices": tables.matrices(m), "crossings": _crossings(m),
             "curves": charts.curves(m), "pareto": charts.pareto(m), "samples": samples.samples(m),
             "stages": stages.stages(m), "failures": tables.failures(m), "configs": tables.configs(m),
-            "spent": tables.spent(m),
+            "spent": m.costs.facts() if m.ranked else [], "money": partial(money, price=m.price),
             "article": article_lines(m.ranked, m.info), "article_title": article_title(m.info),
             "article_caption": CAPTION, "article_headings": [HEADINGS[name] for name in FIGURES],
             "signed": words.signed, "half": words.half_width, "duration": _duration,

@@ -13,7 +13,8 @@ from prx.yamlsource import dotted
 from sweeps.analysis.alternatives import labels
 from sweeps.analysis.effects import Effect, estimate_effects
 from sweeps.analysis.pareto import SECONDS_PER_HOUR
-from sweeps.leaderboard import HEADINGS, Estimate, figure, heading
+from sweeps.costs import money
+from sweeps.leaderboard import HEADINGS, Estimate, heading
 from sweeps.live import seconds_text
 from sweeps.metrics import METRICS, QUALITY
 from sweeps.other_settings import Ranked
@@ -51,6 +52,7 @@ class BoardRow:
     verdict: str
     others: tuple[Value, ...]
     hours: Value
+    cost: Value
     measured: str = ""
 
 
@@ -84,10 +86,11 @@ def board(material: Material) -> Board:
         )
         delta, verdict = _difference(material, cell.cell_id)
         spent = hours.get(cell.cell_id)
-        price = Value("–") if spent is None else Value(seconds_text(spent), f"{spent:.6g}")
+        time = Value("–") if spent is None else Value(seconds_text(spent), f"{spent:.6g}")
+        cost = time if spent is None else Value(money(spent / SECONDS_PER_HOUR, material.price), time.key)
         rows.append(
             BoardRow(cell.cell_id, result.name, cell.is_baseline, result.state, result.step, result.seeds, whole,
-                     values[0], delta, verdict, values[1:], price, material.own_settings.get(result.name, ""))
+                     values[0], delta, verdict, values[1:], time, cost, material.own_settings.get(result.name, ""))
         )  # fmt: skip
     arrows = {"min": "↓", "max": "↑"}
     headings = [(material.heading(name), arrows[METRICS[name].better]) for name in shown]
@@ -250,19 +253,6 @@ def failures(material: Material) -> tuple[Failure, ...]:
             text = path.read_text(encoding="utf-8", errors="replace")[-4000:] if path.is_file() else ""
             found.append(Failure(trial.name, trial.seed, state.reason, text))
     return tuple(found)
-
-
-def spent(material: Material) -> list[tuple[str, str]]:
-    """Say what the trials' figures cost in device time, each boundary counted once for every trial that has it."""
-    if not len(material.frame):
-        return []
-    last = material.frame.sort_values("step").groupby("trial_id").tail(1)
-    total = float(last["device_seconds"].sum())
-    steps = int(last["step"].sum())
-    return [
-        ("training steps that the trials stand for", f"{steps}"),
-        ("device time that the trials stand for", f"{figure(total / SECONDS_PER_HOUR, 3)} device-hours"),
-    ]
 
 
 @dataclass(frozen=True)

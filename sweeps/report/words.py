@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sweeps.analysis.effects import Effect
+from sweeps.costs import money
 from sweeps.leaderboard import figure
 from sweeps.live import seconds_text
 from sweeps.other_settings import sentences
@@ -76,6 +77,7 @@ def answers(material: Material) -> list[Answer]:
         Answer("Together", _together(material)),
         Answer("Sampling", _sampling(material)),
         Answer("Price", _price(material)),
+        Answer("Cost", " ".join(material.costs.sentences()) if material.ranked else ""),
         Answer("How sure", _sure(material)),
     ]
     return [answer for answer in found if answer.text]
@@ -178,8 +180,9 @@ def _price(material: Material) -> str:
         top = max(faster, key=lambda one: one.speedup)
         interval = "" if math.isnan(top.low) else f" (95 %: {top.low:.2g} to {top.high:.2g})"
         own = seconds_text(top.hours * 3600)
+        paid = f" ({money(top.hours, material.price)})" if material.price else ""
         parts.append(
-            f"{top.name} is as good as the finished baseline after {own} of one device, "
+            f"{top.name} is as good as the finished baseline after {own} of one device{paid}, "
             f"{top.speedup:.2g} times sooner than the baseline itself{interval}."
         )
     elif len(material.speed) > 1:

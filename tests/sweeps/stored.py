@@ -10,7 +10,15 @@ import pandas as pd
 import yaml
 from PIL import Image
 
-from sweeps.results import SweepFolder, SweepInfo, TrialState, write_info, write_results, write_state
+from sweeps.results import (
+    SweepFolder,
+    SweepInfo,
+    TrialState,
+    append_journal,
+    write_info,
+    write_results,
+    write_state,
+)
 from tests.sweeps.simulated import frame_of, info_of, without_end
 
 AXES = {"alignment": ["none", "repa_dinov2", "repa_dinov3"], "tokenizer": ["flux", "repa_e"]}
@@ -43,6 +51,7 @@ def store_sweep(
         home = folder.trial(trial.trial_id)
         state = TrialState(rows["state"].iloc[0], rows["reason"].iloc[0]) if len(rows) else TrialState()
         write_state(home, state)
+        append_journal(home, *(boundary(row) for row in rows.to_dict("records")))
         (home / "config.yaml").write_text(yaml.safe_dump(config_of(trial), sort_keys=False))
         if state.state == "failed":
             (home / "error.txt").write_text(f"Traceback (most recent call last):\nNonFiniteError: {trial.name}\n")
@@ -50,6 +59,14 @@ def store_sweep(
             if (rows["step"] == step).any():
                 grid(home / "samples" / f"step-{step:08d}.png", step)
     return folder
+
+
+def boundary(row):
+    """Write a row as its trial did, which trained all of its way itself."""
+    figures = {"cmmd": row["cmmd"], "cmmd_se": row["cmmd_se"]}
+    metrics = {name: value for name, value in figures.items() if value == value}
+    return {"kind": "boundary", "step": row["step"], "metrics": metrics, "wall_seconds": row["wall_seconds"],
+            "device_seconds": row["device_seconds"], "steps_trained": row["step"]}  # fmt: skip
 
 
 def config_of(trial):
