@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -25,115 +24,16 @@ from prx import registry
 from prx.config_data import DataConfig
 from prx.config_evaluation import EvaluationConfig as EvaluationConfig
 from prx.config_evaluation import SamplingConfig as SamplingConfig
+from prx.config_parts import AlignmentConfig as AlignmentConfig
+from prx.config_parts import ConflictStop as ConflictStop
+from prx.config_parts import PartConfig as PartConfig
+from prx.config_parts import RouterConfig as RouterConfig
+from prx.config_parts import TermConfig as TermConfig
 from prx.errors import ConfigError, Problem
 from prx.strict import PositiveFloat, Probability, Strict
 from prx.yamlsource import PathKeys, Source, dotted
 
 Precision = Literal["fp32", "fp32_autocast_bf16", "bf16_master", "bf16_pure"]
-
-
-class PartConfig(Strict):
-    """Settings of one technique; `use` names it in the registry."""
-
-    use: str
-
-
-class ConflictStop(Strict):
-    """End a term when its gradient fights the objective's: mean cosine on one block below `below`.
-
-    Measured every `every` steps from step `start` on, at fixed timesteps, over `num_samples` images in whole
-    batches, which are the run's first ones.
-    Source: HASTE, Wang et al. 2025 (arXiv:2505.16792).
-    """
-
-    below: Annotated[float, Field(ge=-1, le=1)] = -0.05
-    every: PositiveInt = 10_000
-    start: Annotated[int, Field(ge=0)] = 50_000
-    block: Annotated[int, Field(ge=0)] = 7
-    times: Annotated[list[Probability], Field(min_length=1)] = [0.02, 0.1, 0.5, 0.8]
-    num_samples: PositiveInt = 2_048
-
-    def due_at(self, step: int) -> bool:
-        """Tell whether to measure before the step that follows `step` updates."""
-        return step >= self.start and (step - self.start) % self.every == 0
-
-
-class TermConfig(PartConfig):
-    """What every loss term has: a weight, and how it changes until the step where the term stops.
-
-    From `stop_step` on the term is absent: no loss, no gradient, no teacher. `linear` and `cosine` let the
-    weight fall to zero at `stop_step`, or at the run's end where it never stops.
-    """
-
-    weight: PositiveFloat = 0.5
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    stop_step: PositiveInt | Literal["never"] = "never"
-
-    def weight_at(self, step: int, steps: int) -> float:
-        """Give the weight of the step that follows `step` updates, in a run of `steps`; 0 means absent."""
-        end = steps if self.stop_step == "never" else self.stop_step
-        if step >= end and self.stop_step != "never":
-            return 0.0
-        share = min(1.0, step / end)
-        factor = {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}
-        return self.weight * factor[self.schedule]
-
-
-class RouterConfig(PartConfig):
-    """What every router has: the blocks it shortens, inclusive and 0-based, and how many tokens it drops.
-
-    From step `dense_from` on every token runs, as in SPRINT's second stage (arXiv:2510.21986).
-    """
-
-    start: Annotated[int, Field(ge=0)] | None = None
-    end: Annotated[int, Field(ge=0)] | None = None
-    drop_rate: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    dense_from: PositiveInt | Literal["never"] = "never"
-
-    def span(self, depth: int) -> tuple[int, int]:
-        """Give the first and the last routed block; unless told, two blocks before and three after run dense.
-
-        So do TREAD's and PRX's (2..8 of 12, 2..12 of 16); below depth 12 a quarter on each side.
-        """
-        start = min(2, max(1, depth // 4)) if self.start is None else self.start
-        return start, depth - 1 - min(3, depth // 4) if self.end is None else self.end
-
-    def num_kept(self, num_tokens: int) -> int:
-        """Give K: all but the rounded share, at least one and at most all but one."""
-        return min(max(1, num_tokens - round(self.drop_rate * num_tokens)), num_tokens - 1)
-
-    def drops_at(self, step: int) -> bool:
-        """Tell whether the step that follows `step` updates drops tokens."""
-        return self.dense_from == "never" or step < self.dense_from
-
-    def misfits(self, depth: int, num_tokens: int) -> list[tuple[str, str]]:
-        """Find what does not fit a denoiser of `depth` blocks on `num_tokens` tokens: (key, message)."""
-        (start, end), found = self.span(depth), []
-        if end >= depth:
-            found.append(("end", f"must be in 0..{depth - 1} (denoiser.depth is {depth}), got {end}"))
-        if start > end:
-            found.append(("start", f"must be at most end ({end}; denoiser.depth is {depth}), got {start}"))
-        if num_tokens < 2:
-            found.append(("drop_rate", f"needs at least 2 image tokens to drop one of, got {num_tokens}"))
-        return found
-
-
-class AlignmentConfig(TermConfig):
-    """What comparing with a teacher adds to a term: it may end by itself, if `stop_step` does not end it before."""
-
-    teacher: str
-    stop_when: ConflictStop | None = None
-
-    def stop_problems(self, deepest: int, zero_stage: int) -> list[tuple[str, str]]:
-        """Refuse a `stop_when` that could not measure; `deepest` is the last block with a gradient of the term."""
-        found = []
-        if self.stop_when is not None and zero_stage == 3:
-            found.append(("stop_when", "must be null with infrastructure.zero_stage 3, which leaves no worker a "
-                          "whole gradient; stages 0..2 do"))  # fmt: skip
-        if self.stop_when is not None and self.stop_when.block > deepest:
-            found.append(("stop_when.block", f"must be in 0..{deepest}, where the term has a gradient, got "
-                          f"{self.stop_when.block}"))  # fmt: skip
-        return found
 
 
 def _part(kind: str) -> BeforeValidator:
@@ -154,7 +54,13 @@ def _use(name: str, **settings: Any) -> Any:
 
 
 class TextConfig(Strict):
-    """Frozen text encoder. Dropping a caption means encoding the empty string (techniques 2)."""
+    """Frozen text encoder.
+
+    Args:
+        encoder: A local folder, a hub id or `embedded:ROLE`.
+        max_tokens: Tokens of a caption at the most; what is longer is cut.
+        caption_dropout: Share of samples that train on the encoded empty string.
+    """
 
     encoder: str = "google/t5gemma-2b-2b-ul2"
     max_tokens: PositiveInt = 256
@@ -162,7 +68,13 @@ class TextConfig(Strict):
 
 
 class InitConfig(Strict):
-    """Weights to start from: a folder or hub id of a `PRXTransformer2DModel` that diffusers saved."""
+    """Weights to start from.
+
+    Args:
+        path: Folder or hub id of a `PRXTransformer2DModel` that diffusers saved.
+        subfolder: Folder in it.
+        revision: Revision of the hub's repository.
+    """
 
     path: str
     subfolder: str | None = None
@@ -172,9 +84,17 @@ class InitConfig(Strict):
 class DenoiserConfig(Strict):
     """Shape of the PRX transformer; defaults are PRX-1.2B.
 
-    `bottleneck` embeds patches through that many features, as JiT does (arXiv:2511.13720); `resolution`
-    tells the model the latent's size, by `vec`, added to the time embedding, or `token`, beside the text:
-    a constant where all images have one size, of which no effect is to be expected.
+    Args:
+        width: Features of a token.
+        depth: Blocks.
+        heads: Attention heads of a block.
+        patch_size: Side of the square of latent pixels that is one token.
+        mlp_ratio: Hidden width of a block's MLP over `width`.
+        theta: Base of the rotary position embedding.
+        bottleneck: Features through which patches are embedded, as in JiT (arXiv:2511.13720).
+        resolution: How the model is told the latent's size: `vec`, added to the time embedding, or `token`, beside
+            the text. A constant where all images have one size, of which no effect is to be expected.
+        init: Weights to start from; at random unless told.
     """
 
     width: PositiveInt = 1792
@@ -189,7 +109,13 @@ class DenoiserConfig(Strict):
 
 
 class EmaConfig(Strict):
-    """Average of the weights, kept in float32: every `every` steps from `start` on; PRX's values."""
+    """Average of the weights, kept in float32; PRX's values.
+
+    Args:
+        decay: Share of the average that stays at an update.
+        every: Steps between updates.
+        start: Step from which it is kept.
+    """
 
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     every: PositiveInt = 10
@@ -197,13 +123,25 @@ class EmaConfig(Strict):
 
 
 class CacheConfig(Strict):
-    """Where frozen encoders' outputs are kept, and how much of the disk they may take."""
+    """How much of the disk the outputs of frozen encoders may take.
+
+    Args:
+        max_gb: Gigabytes of all outputs that the runs need; more is refused before anything is encoded.
+    """
 
     max_gb: PositiveFloat = 200.0
 
 
 class InfrastructureConfig(Strict):
-    """How a run is executed. Never part of its identity."""
+    """How a run is executed. Never part of its identity.
+
+    Args:
+        workers: Processes that train together.
+        zero_stage: DeepSpeed's: 1 shards optimizer states, 2 gradients too, 3 weights too.
+        micro_batch: Images that a worker passes through the denoiser at once; its whole share unless told.
+        device: Where it trains; `auto` takes CUDA where there is any.
+        threads: Threads of a worker on a CPU; torch's own choice unless told.
+    """
 
     workers: PositiveInt = 1
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
@@ -213,7 +151,30 @@ class InfrastructureConfig(Strict):
 
 
 class RunConfig(Strict):
-    """Everything that decides what one run trains."""
+    """Everything that decides what one run trains.
+
+    Args:
+        name: Names the run; never part of its identity.
+        seed: Seed of every draw: weights, order of the data, timesteps, noise, dropped captions.
+        steps: Updates of the weights.
+        batch_size: Images of an update, over all workers.
+        warmup_steps: Steps in which the learning rate rises from 0; it is constant from then on.
+        grad_clip: Norm that gradients are clipped to; null does not clip.
+        precision: What weights, states and compute are kept in.
+        data: Images and captions.
+        text: The frozen text encoder.
+        tokenizer: The frozen map between images and latents.
+        denoiser: Shape of the model that is trained.
+        objective: What is predicted, at which times.
+        losses: Terms added to the objective's loss, each under a name of yours.
+        routing: Tokens that skip blocks in training.
+        optimizer: What updates the weights.
+        ema: Average of the weights, to be sampled from.
+        sampling: How pictures are drawn.
+        evaluation: When and against what the run is measured.
+        cache: How much of the disk encoded data may take.
+        infrastructure: How the run is executed.
+    """
 
     name: str = "run"
     seed: Annotated[int, Field(ge=0)] = 0

@@ -11,7 +11,13 @@ from prx.strict import PositiveFloat, Strict
 
 
 class SourceConfig(Strict):
-    """One of several training sets; `weight` is its part of the samples, relative to the others'."""
+    """One of several training sets.
+
+    Args:
+        train: Folder of parquet files, or `embedded:NAME`.
+        num_train: Rows of it to use; all unless told.
+        weight: Its part of the samples, relative to the others'.
+    """
 
     train: str
     num_train: PositiveInt | None = None
@@ -19,9 +25,14 @@ class SourceConfig(Strict):
 
 
 class SubsetConfig(Strict):
-    """Train on some rows only, drawn by `seed`: a `share` of every training set, or `rows` of the only one.
+    """Train on some rows only; either `share` or `rows`.
 
     Encodings are those of all rows. Of one seed, a smaller subset is part of a larger one.
+
+    Args:
+        share: Share of every training set.
+        rows: Rows of the only training set.
+        seed: Seed of the draw, apart from the run's.
     """
 
     share: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -38,8 +49,18 @@ class SubsetConfig(Strict):
 class DataConfig(Strict):
     """Image-caption pairs in parquet; `embedded:NAME` generates the embedded world.
 
-    `mixture` trains on several sets at once, instead of `train`. `captions` weighs the columns that a
-    sample's caption is drawn from; `prompt_column` is what generated images are asked for.
+    Args:
+        train: Folder of parquet files to train on, or `embedded:NAME`.
+        reference: Folder of held-out ones that metrics compare with, and whose captions are the prompts.
+        num_train: Rows to train on; all unless told.
+        num_reference: Rows to compare with; all unless told.
+        mixture: Several training sets at once, by names of yours, instead of `train`.
+        subset: Train on some rows only.
+        image_column: Column of the encoded images.
+        image_size: Side in pixels that images are resized and cropped to.
+        captions: Columns that a sample's caption is drawn from, each with its weight.
+        prompt_column: Column of the reference that generated images are asked for.
+        attributes_column: Column of what is to be seen, which `evaluation.reader` reads back (adherence).
     """
 
     train: str | None = "data/train"

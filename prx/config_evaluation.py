@@ -16,8 +16,12 @@ Scale = Annotated[float, Field(ge=0)]
 class SamplingConfig(Strict):
     """How pictures are drawn; part of what a metric means.
 
-    `guidance` names the weak prediction that guidance moves away from: the null caption (`text`), the same
-    caption through the router (`routing`), or the null caption without the routed blocks (`path_drop`).
+    Args:
+        num_steps: Steps of the sampler.
+        guidance_scale: How far guidance moves away from the weak prediction; 1 is no guidance.
+        guidance: The weak prediction: the null caption (`text`), the same caption through the router (`routing`),
+            or the null caption without the routed blocks (`path_drop`).
+        weights: The weights themselves, or their average.
     """
 
     num_steps: PositiveInt = 50
@@ -27,7 +31,14 @@ class SamplingConfig(Strict):
 
 
 class AlsoConfig(Strict):
-    """Sampling settings under which a finished run is measured once more; what is left out is as in `sampling`."""
+    """Sampling settings under which a finished run is measured once more.
+
+    Args:
+        num_steps: As in `sampling` unless told.
+        guidance_scale: As in `sampling` unless told.
+        guidance: As in `sampling` unless told.
+        weights: As in `sampling` unless told.
+    """
 
     num_steps: PositiveInt | None = None
     guidance_scale: Scale | None = None
@@ -48,8 +59,16 @@ class AlsoConfig(Strict):
 class EvaluationConfig(Strict):
     """When and against what a run is measured; extractors are local folders, hub ids or `embedded:ROLE`.
 
-    `inception` may be `torch-fidelity`, the network of published FID. `also` lists other sampling settings: at its end
-    a run is measured under each, and the columns are named `cmmd@guidance_scale=2`.
+    Args:
+        every: Steps between measurements.
+        num_samples: Pictures that are drawn for one.
+        batch_size: Pictures that are drawn at once.
+        clip: Extractor behind CMMD and CLIP score; null leaves them out.
+        dino: Extractor behind DINO-MMD, precision, recall, density and coverage; null leaves them out.
+        inception: Extractor behind FID, or `torch-fidelity`, the network of published FID; null leaves it out.
+        reader: Classifier that reads attributes back from pictures (adherence); null leaves it out.
+        grid: Pictures of the sample grid that every measurement writes.
+        also: Other sampling settings under which the finished run is measured, as columns `cmmd@guidance_scale=2`.
     """
 
     every: PositiveInt = 5_000

@@ -27,11 +27,16 @@ SEARCH: dict[str, SearchRange] = {
 class PathConfig(PartConfig):
     """Times and noise of a straight path.
 
-    `prx_mix` draws 90 % logit-normal(`mean`, `std`), shifted, and 10 % uniform, not shifted. JiT's
-    distribution (arXiv:2511.13720), logit-normal(-0.8, 0.8) in its reversed time, is `logit_normal` with
-    `mean` 0.8 and `std` 0.8 here. `noise_scale` multiplies the noise: scale s without a shift shows the
-    denoiser the signal-to-noise ratios of unit noise with `shift` s, of larger inputs. `shift` moves the
-    sampler's times too, `noise_scale` its starting noise.
+    JiT's distribution (arXiv:2511.13720), logit-normal(-0.8, 0.8) in its reversed time, is `logit_normal` with
+    `mean` 0.8 and `std` 0.8 here. A noise scale s without a shift shows the denoiser the signal-to-noise ratios
+    of unit noise with `shift` s, of larger inputs.
+
+    Args:
+        timesteps: Distribution of training times; `prx_mix` is 90 % logit-normal, shifted, and 10 % uniform, not.
+        mean: Mean of the normal behind the logit-normal.
+        std: Standard deviation of it.
+        shift: Moves times, the sampler's too, towards noise (above 1) or data.
+        noise_scale: Multiplies the noise, the sampler's starting noise too.
     """
 
     timesteps: Literal["prx_mix", "logit_normal", "uniform"] = "prx_mix"

@@ -195,6 +195,21 @@ def techniques(
 
 
 @app.command()
+def schema(
+    form: Annotated[str, typer.Option("--format", help="json, for editors, or md.", metavar="FORMAT")] = "json",
+    of: Annotated[str, typer.Option(help="sweep, or run: the file of a base.", metavar="WHAT")] = "sweep",
+    write: Annotated[bool, typer.Option("--write", help="Write the committed files of a checkout again.")] = False,
+) -> None:
+    """Print what a sweep's YAML may say, as a JSON schema for editors or as a page."""
+    from sweeps.reference import command
+
+    if write:
+        _console().print("\n".join(f"wrote {path}" for path in command.write()), markup=False)
+    else:
+        typer.echo(command.text_of(form, of), nl=False)
+
+
+@app.command()
 def simulate(
     file: Annotated[Path, typer.Argument(help="YAML of a sweep, or a results.parquet.", metavar="FILE")],
     results: Annotated[

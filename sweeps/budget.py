@@ -33,9 +33,12 @@ WRITE_EVERY_S = 1.0
 class BudgetSpec(Strict):
     """When to stop, over all runs of the sweep; whatever is reached first.
 
-    `hours` are of the clock while trials train, `device_hours` those that trials hold a device (a GPU, or on a CPU a
-    worker), `trials` how many may train, `money` what the device-hours may cost. A price without limits only prices
-    the plan.
+    Args:
+        hours: Hours of the clock while trials train.
+        device_hours: Hours that trials hold a device: a GPU, or on a CPU a worker.
+        trials: How many trials may train.
+        money: What the device-hours may cost; needs the price.
+        price_per_device_hour: Price of a device for an hour; without a limit it only prices the plan.
     """
 
     hours: PositiveFloat | None = None

@@ -7,10 +7,10 @@ from itertools import combinations as subsets
 from itertools import product
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveInt
 
-from prx.registry import choices
 from prx.strict import Strict
+from sweeps.fields import choice
 from sweeps.fractional import Fraction, best, smallest
 
 Levels = Mapping[str, Sequence[str]]
@@ -20,21 +20,21 @@ Combination = tuple[str, ...]
 DESIGNS = ("grid", "add_one_in", "leave_one_out", "pairs", "fractional", "list")
 
 
-def _known(value: str) -> str:
-    if value not in DESIGNS:
-        raise ValueError(choices(value, list(DESIGNS)))
-    return value
+DesignName = Annotated[str, choice(DESIGNS)]
 
 
 class DesignSpec(Strict):
     """Which combinations are trained. A design without settings may be written as its name.
 
-    `full` names, for `leave_one_out`, the level of each axis in the cell that has everything on (default: its last);
-    `fractional` takes `runs`, or the `resolution` that it has to reach; `list` takes `cells`, in which an axis that
-    is not named is at the baseline.
+    Args:
+        use: The design: every combination, each level alone, all but one, two at a time, a fraction, or a list.
+        full: For `leave_one_out`, the level of an axis in the cell that has everything on; its last unless told.
+        resolution: For `fractional`, the resolution to reach; the number of axes unless told.
+        runs: For `fractional`, the number of cells instead.
+        cells: For `list`, the combinations; an axis that one does not name is at the baseline.
     """
 
-    use: Annotated[str, AfterValidator(_known)]
+    use: DesignName
     full: dict[str, str] = Field(default_factory=dict)
     resolution: PositiveInt | None = None
     runs: PositiveInt | None = None
@@ -52,10 +52,10 @@ class DesignSpec(Strict):
 
 
 def _short(value: Any) -> Any:
-    return {"use": _known(value)} if isinstance(value, str) else value
+    return {"use": choice(DESIGNS)(value)} if isinstance(value, str) else value
 
 
-Design = Annotated[DesignSpec, BeforeValidator(_short)]
+Design = Annotated[DesignSpec, BeforeValidator(_short, json_schema_input_type=DesignName | DesignSpec)]
 
 
 def grid(axes: Levels, baseline: Combination) -> Iterator[Combination]:

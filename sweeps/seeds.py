@@ -13,14 +13,21 @@ Seed = Annotated[int, Field(ge=0)]
 
 
 class AdaptiveSeeds(Strict):
-    """Begin with `start` seeds, 0 and up; the `add_to_top` best cells then get more, one each, up to `up_to`."""
+    """Few seeds for every cell, then more, one at a time, for the best that cannot be told apart.
+
+    Args:
+        start: Seeds of every cell, 0 and up.
+        add_to_top: Contenders that get more seeds, the leader among them; the baseline always does.
+        up_to: Seeds of a cell at the most.
+    """
 
     start: PositiveInt = 1
     add_to_top: Annotated[int, Field(ge=2)] = 3
     up_to: PositiveInt = 5
 
 
-_LISTED: TypeAdapter[list[int]] = TypeAdapter(Annotated[list[Seed], Field(min_length=1, strict=True)])
+_Listed = Annotated[list[Seed], Field(min_length=1, strict=True)]
+_LISTED: TypeAdapter[list[int]] = TypeAdapter(_Listed)
 
 
 def _seeds(value: Any) -> list[int] | AdaptiveSeeds:
@@ -31,7 +38,7 @@ def _seeds(value: Any) -> list[int] | AdaptiveSeeds:
     return _LISTED.validate_python(value, strict=True)
 
 
-Seeds = Annotated[list[int] | AdaptiveSeeds, PlainValidator(_seeds)]
+Seeds = Annotated[list[int] | AdaptiveSeeds, PlainValidator(_seeds, json_schema_input_type=_Listed | AdaptiveSeeds)]
 
 
 def first_seeds(seeds: list[int] | AdaptiveSeeds) -> list[int]:

@@ -10,12 +10,11 @@ A level of an axis is the name of a level in the technique catalogue, or is writ
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, ValidationError
+from pydantic import BeforeValidator, Field, PositiveInt, ValidationError
 
 from prx.config import PositiveFloat, Strict, problems_of
 from prx.errors import ConfigError, Problem
@@ -23,35 +22,27 @@ from prx.yamlsource import Source, read_yaml
 from sweeps import rules
 from sweeps.budget import BudgetSpec
 from sweeps.designs import Design, DesignSpec
-from sweeps.fields import choice
+from sweeps.fields import Spelled, choice
 from sweeps.metrics import METRICS, Direction
 from sweeps.search.spec import SearchSpec
 from sweeps.seeds import Seeds, first_seeds
 from sweeps.stopping.spec import SchedulerSpec
 
-
-def _spelled(pattern: str, rule: str) -> Callable[[str], str]:
-    def validate(value: str) -> str:
-        if not re.fullmatch(pattern, value):
-            raise ValueError(f"must be {rule}, got {value!r}")
-        return value
-
-    return validate
-
-
-_level_name = _spelled(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", "letters, digits, _ . + and -")
-_axis_name = _spelled(r"[a-z][a-z0-9_]*", "a-z, 0-9 and _, like a column of a table")
-_slug = _spelled(r"[a-z0-9][a-z0-9_-]{0,63}", "at most 64 of a-z, 0-9, - and _")
-LevelName = Annotated[str, AfterValidator(_level_name)]
-AxisName = Annotated[str, AfterValidator(_axis_name)]
-Slug = Annotated[str, AfterValidator(_slug)]
-
-
+_level_name = Spelled(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", "letters, digits, _ . + and -")
+LevelName = Annotated[str, _level_name]
+AxisName = Annotated[str, Spelled(r"[a-z][a-z0-9_]*", "a-z, 0-9 and _, like a column of a table")]
+Slug = Annotated[str, Spelled(r"[a-z0-9][a-z0-9_-]{0,63}", "at most 64 of a-z, 0-9, - and _")]
 MetricName = Annotated[str, choice(tuple(METRICS))]
 
 
 class InlineLevel(Strict):
-    """A level written in the sweep itself; `patch` is laid over the base configuration."""
+    """A level written in the sweep itself.
+
+    Args:
+        name: How the level is called in tables and in the names of cells.
+        patch: Configuration values laid over the base; keys may be dotted.
+        summary: One line on what the level does, for tables.
+    """
 
     name: LevelName
     patch: dict[str, Any]
@@ -68,13 +59,19 @@ def _level(value: Any) -> Any:
     raise ValueError(f"must be a level's name (quote numbers, yes and no) or {{name, patch}}, got {value!r}")
 
 
-Level = Annotated[str | InlineLevel, BeforeValidator(_level)]
+Level = Annotated[str | InlineLevel, BeforeValidator(_level, json_schema_input_type=LevelName | InlineLevel)]
 
 
 class TrialSpec(Strict):
     """How long each trial trains, when it is measured, and how it is executed (default: as the base says).
 
-    `step_seconds` and `eval_seconds` (a measurement with its checkpoint) decide nothing: `plan` estimates by them.
+    Args:
+        steps: Optimizer steps that every trial trains.
+        eval_every: Steps between measurements; divides `steps`. Every one is a checkpoint and a place to stop.
+        workers: Processes that train one trial together; decides no result.
+        zero_stage: DeepSpeed ZeRO stage of a trial; decides no result.
+        step_seconds: Seconds a step takes; decides nothing, `plan` estimates by it.
+        eval_seconds: Seconds a measurement with its checkpoint takes; decides nothing, `plan` estimates by it.
     """
 
     steps: PositiveInt
@@ -88,8 +85,23 @@ class TrialSpec(Strict):
 class SweepSpec(Strict):
     """One sweep. Cells are combinations of levels, trials are cells times seeds.
 
-    `also` adds combinations to the design; axes that one does not name are at the baseline. `article` names a
-    table of sweeps/article.yaml to be shown beside the results.
+    Args:
+        name: Names the folder of its results, `STORE/sweeps/NAME`.
+        base: Configuration that all trials share: a preset, or a YAML file beside the sweep.
+        catalogue: Where levels' names are looked up: a shipped catalogue or a YAML file; by the base unless told.
+        axes: What is varied: for each axis its levels, by name from the catalogue or written out.
+        design: Which combinations of levels are trained.
+        baseline: Level of an axis that cells are compared with; the first one of each axis unless told.
+        also: Combinations added to the design; axes that one does not name are at the baseline.
+        exclude: Combinations left out: a pattern for each axis (`repa_*`), and `because`, the reason.
+        objectives: Metrics that are optimised, and which way; two give a Pareto front.
+        scheduler: Who is compared when, so that losers stop early.
+        search: Settings searched beside the design.
+        seeds: Seeds of every cell: a list, or few at first and more for those that matter.
+        trial: How long each trial trains and how it is executed.
+        budget: When the whole sweep stops.
+        article: Table of the article shown beside the results.
+        overrides: Configuration values changed for every trial; keys may be dotted.
     """
 
     name: Slug

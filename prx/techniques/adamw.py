@@ -25,7 +25,14 @@ class AdamW(OptimizerFactory):
     SEARCH = {"lr": LogUniform(1e-5, 1e-2)}
 
     class Config(PartConfig):
-        """Settings of AdamW."""
+        """Settings of AdamW.
+
+        Args:
+            lr: Learning rate after warm-up.
+            betas: Decay of the running means of gradients and of their squares.
+            eps: Added to the root of the mean square.
+            weight_decay: Decoupled weight decay.
+        """
 
         lr: PositiveFloat = 1e-4
         betas: Annotated[list[Beta], Field(min_length=2, max_length=2)] = [0.9, 0.95]

@@ -30,7 +30,13 @@ class AttentionAlignment(LossTerm):
     CONFLICTS = ("a routed student layer", "stop_when with ZeRO 3")
 
     class Config(AlignmentConfig):
-        """Settings of one teacher: each student block follows the teacher's block at the same place of the list."""
+        """Settings of one teacher: each student block follows the teacher's block at the same place of the list.
+
+        Args:
+            student_layers: Blocks of the denoiser whose attention follows, 0-based.
+            teacher_layers: Blocks of the teacher that they follow, 0-based.
+            heads: Heads that are compared; as many as both have unless told.
+        """
 
         weight: PositiveFloat = 0.5
         student_layers: Layers = [4, 5, 6, 7]

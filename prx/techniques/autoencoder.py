@@ -34,7 +34,16 @@ class Autoencoder(ImageTokenizer):
     SOURCE = "Rombach et al. 2022, arXiv:2112.10752"
 
     class Config(PartConfig):
-        """Which weights; `sample` draws from the posterior as PRX does, else takes its mode."""
+        """Which weights, and how latents are drawn.
+
+        Args:
+            path: Folder or hub id of the autoencoder, or `embedded:ROLE`.
+            subfolder: Folder in it.
+            revision: Revision of the hub's repository.
+            sample: Whether latents are drawn from the posterior, as in PRX, or are its mode.
+            channels: Channels of a latent; read from the model's config.json unless told.
+            downsample: Image pixels to a latent's, along a side; read from the model's config.json unless told.
+        """
 
         path: str
         subfolder: str | None = None

@@ -28,14 +28,19 @@ class Contrastive(LossTerm):
     SEARCH = {"weight": LogUniform(0.01, 0.15)}
 
     class Config(TermConfig):
-        """Settings of the contrastive term; λ of 1 or more has no lower bound.
+        """Settings of the contrastive term.
 
-        `negatives` may be `any` other sample or one of a `different_prompt`: captions are compared as they
-        belong to the images, dropped or not. Without `contrast_unconditional` samples with a dropped
-        caption leave the term, which is divided by the share of captions kept on average, 1 - p: λ / (1 - p)
-        acts on the others. The authors' code divides by the share of each micro-batch. `correct_sampling`
-        samples with (1 - λ) v - λ E[clean]; at a step the λ of the last update counts, so that a term that
-        fades or stops needs no correction afterwards.
+        Without `contrast_unconditional` the term is divided by the share of captions kept on average, 1 - p:
+        λ / (1 - p) acts on the others. The authors' code divides by the share of each micro-batch. For
+        `correct_sampling` the λ of the last update counts, so that a term that fades or stops needs no
+        correction afterwards.
+
+        Args:
+            weight: λ; 1 or more has no lower bound.
+            negatives: The other sample is any, or one of another prompt: captions are compared as they belong to the
+                images, dropped or not.
+            contrast_unconditional: Whether samples with a dropped caption take part.
+            correct_sampling: Whether pictures are drawn with (1 - λ) v - λ E[clean], which undoes the term's bias.
         """
 
         weight: Annotated[float, Field(gt=0, lt=1)] = 0.05

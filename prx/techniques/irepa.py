@@ -31,7 +31,17 @@ class IRepa(LossTerm):
     CONFLICTS = ("conv projector on a routed layer", "stop_when with ZeRO 3")
 
     class Config(AlignmentConfig):
-        """Settings of one teacher. `kernel` is the convolution's, `hidden` the mlp's; `gamma` acts if normalised."""
+        """Settings of one teacher.
+
+        Args:
+            layer: Block whose output is compared, 0-based.
+            projector: `conv`, the paper's, or REPA's `mlp`.
+            kernel: Side of the convolution.
+            hidden: Hidden width of the mlp; the teacher's width unless told.
+            normalise: Whether targets are normalised over space.
+            gamma: Share of the mean over space that normalising takes off.
+            prx_gamma: Take off instead what Photoroom's code computes, close to nothing.
+        """
 
         layer: Annotated[int, Field(ge=0)] = 7
         weight: PositiveFloat = 0.5

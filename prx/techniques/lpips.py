@@ -28,7 +28,13 @@ class Lpips(LossTerm):
     wants_estimate = True
 
     class Config(TermConfig):
-        """Settings of LPIPS; `resize` shrinks both pictures first, bilinearly with antialiasing."""
+        """Settings of LPIPS.
+
+        Args:
+            network: Network whose features compare pictures: a local folder, a hub id or `embedded:ROLE`.
+            max_t: Latest t of samples that are compared.
+            resize: Factor that both pictures are shrunk by first, bilinearly with antialiasing.
+        """
 
         network: str = "timm/vgg16.tv_in1k"
         weight: PositiveFloat = 0.1

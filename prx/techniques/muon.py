@@ -33,9 +33,16 @@ class Muon(OptimizerFactory):
     class Config(PartConfig):
         """Settings of Muon.
 
-        `rms_matched` gives updates the size of AdamW's, so that its `lr` carries over; `original` scales by
-        sqrt(max(1, rows / columns)) and wants an `lr` near 0.02. `rest_lr` is that of the parameters left to
-        AdamW, `lr` unless given; `adaln` counts modulation matrices among Muon's.
+        Args:
+            lr: Learning rate of Muon's matrices after warm-up.
+            momentum: Decay of their running mean of gradients.
+            weight_decay: Decoupled weight decay of all parameters.
+            scale: `rms_matched` gives updates the size of AdamW's, so that its `lr` carries over; `original` scales
+                by sqrt(max(1, rows / columns)) and wants an `lr` near 0.02.
+            adaln: Whether modulation matrices are Muon's.
+            rest_lr: Learning rate of the parameters left to AdamW; `lr` unless told.
+            betas: AdamW's, for those.
+            eps: AdamW's, for those.
         """
 
         lr: PositiveFloat = 1e-4

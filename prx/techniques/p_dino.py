@@ -38,7 +38,13 @@ class PDino(LossTerm):
     wants_estimate = True
 
     class Config(TermConfig):
-        """Settings of P-DINO; 16 x 16 tokens are 224 pixels for a DINOv2 of patch 14."""
+        """Settings of P-DINO.
+
+        Args:
+            teacher: Network whose patch tokens compare pictures: a local folder, a hub id or `embedded:ROLE`.
+            max_t: Latest t of samples that are compared.
+            grid: Patch tokens along a side; 16 are 224 pixels for a DINOv2 of patch 14.
+        """
 
         teacher: str = "facebook/dinov2-with-registers-base"
         weight: PositiveFloat = 0.01

@@ -26,7 +26,12 @@ class Repa(LossTerm):
     CONFLICTS = ("stop_when with ZeRO 3",)
 
     class Config(AlignmentConfig):
-        """Settings of one teacher; several teachers are several entries under `losses`."""
+        """Settings of one teacher; several teachers are several entries under `losses`.
+
+        Args:
+            layer: Block whose output is compared, 0-based.
+            hidden: Hidden width of the projector; the teacher's width unless told.
+        """
 
         layer: Annotated[int, Field(ge=0)] = 7
         weight: PositiveFloat = 0.5

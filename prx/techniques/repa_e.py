@@ -45,8 +45,20 @@ class RepaE(TrainedTokenizer):
     class Config(PartConfig):
         """Where the tokenizer starts, and the weights of its losses.
 
-        `perceptual` names the network that compares pictures, null leaves it out; `gan_weight` null leaves
-        the adversary out.
+        Args:
+            path: Folder or hub id of the autoencoder, or `embedded:ROLE`.
+            subfolder: Folder in it.
+            revision: Revision of the hub's repository.
+            channels: Channels of a latent; read from the model's config.json unless told.
+            downsample: Image pixels to a latent's, along a side; read from the model's config.json unless told.
+            align_weight: Weight of the alignment term in the tokenizer's loss.
+            reconstruction_weight: Weight of the pictures' distance.
+            divergence_weight: Weight of the posterior's divergence from a unit normal.
+            perceptual: Network that compares pictures; null leaves it out.
+            perceptual_weight: Weight of that comparison.
+            gan_weight: Weight of the adversary; null leaves it out.
+            gan_width: Channels of its first layer.
+            gan_depth: Layers of it that halve the picture.
         """
 
         path: str

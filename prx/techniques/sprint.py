@@ -33,10 +33,13 @@ class Sprint(TokenRouter):
     class Config(RouterConfig):
         """Settings of the sparse path.
 
-        `structured` keeps one token of every 2x2 cell, each at random. A `learned` mask token starts at zero, as
-        PRX's; a `fixed` one is normal with deviation 0.02 and never trained, as in the paper's code. `path_drop`
-        is the share of samples that train without the deep path, in the dense stage too: what path-drop guidance
-        samples from. `fuse_init` starts the fusion at the mean of shallow and deep features, or at the deep.
+        Args:
+            selection: `structured` keeps one token of every 2x2 cell, each at random; `random` keeps any.
+            mask_token: `learned` starts at zero, as in PRX; `fixed` is normal with deviation 0.02 and never trained,
+                as in the paper's code.
+            path_drop: Share of samples that train without the deep path, in the dense stage too: what path-drop
+                guidance samples from.
+            fuse_init: Where the fusion starts: at the mean of shallow and deep features, or at the deep.
         """
 
         drop_rate: Annotated[float, Field(gt=0, lt=1)] = STRUCTURED

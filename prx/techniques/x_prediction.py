@@ -28,7 +28,11 @@ class XPrediction(StraightPath):
     PROVIDES = frozenset({"clean_prediction"})
 
     class Config(PathConfig):
-        """Settings of x-prediction; `clamp` bounds the division by t."""
+        """Settings of x-prediction.
+
+        Args:
+            clamp: Smallest t that is divided by.
+        """
 
         clamp: Annotated[float, Field(gt=0, lt=1)] = 0.05
 

@@ -13,12 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PlainValidator, PositiveInt
 
 from prx.registry import choices
-from prx.strict import Strict
+from prx.strict import PositiveFloat, Strict
+from sweeps.fields import choice
 
 SAMPLERS = ("tpe", "multivariate_tpe", "cma_es", "nsga2", "random", "grid")
 WITHIN = ("cell", "all")
@@ -121,13 +122,57 @@ def share(value: Any) -> float | None:
         return None
 
 
-def _one_of(allowed: tuple[str, ...]) -> AfterValidator:
-    def validate(value: str) -> str:
-        if value not in allowed:
-            raise ValueError(choices(value, list(allowed)))
-        return value
+Share = Annotated[str, Field(pattern=r"^[-+0-9.eE]+%$")]
+Bounds = Annotated[list[float | Share], Field(min_length=2, max_length=2)]
 
-    return AfterValidator(validate)
+
+class UniformRange(Strict):
+    """A number, every value as likely.
+
+    Args:
+        uniform: Lowest and highest value; shares of the run (`20%`) for settings that are steps.
+        step: Distance between values.
+    """
+
+    uniform: Bounds
+    step: PositiveFloat | None = None
+
+
+class LogUniformRange(Strict):
+    """A number above 0, as likely in every decade.
+
+    Args:
+        log_uniform: Lowest and highest value.
+    """
+
+    log_uniform: Annotated[list[PositiveFloat], Field(min_length=2, max_length=2)]
+
+
+class IntUniformRange(Strict):
+    """A whole number, every one as likely.
+
+    Args:
+        int_uniform: Lowest and highest value; shares of the run (`20%`) for settings that are steps.
+        step: Distance between values.
+    """
+
+    int_uniform: Annotated[list[int | Share], Field(min_length=2, max_length=2)]
+    step: PositiveInt | None = None
+
+
+class ChoiceRange(Strict):
+    """One of the values.
+
+    Args:
+        choice: The values; shares of the run (`20%`) for settings that are steps.
+    """
+
+    choice: Annotated[list[Scalar], Field(min_length=1)]
+
+
+WrittenRange = Literal["default"] | UniformRange | LogUniformRange | IntUniformRange | ChoiceRange
+"""The forms of a range. `parse_range` reads them; this is what editors are told, where a union's errors say little."""
+_as_written = PlainValidator(parse_range, json_schema_input_type=WrittenRange)
 
 
 def _storage(value: str) -> str:
@@ -140,23 +185,26 @@ class SearchSpec(Strict):
     """What is searched beside the design.
 
     Args:
+        sampler: Who chooses the points.
         trials: Points of each study: of each cell with `within: cell`. The design's own cells come on top.
             `grid` needs none: it takes every point.
         batch: Points of a study that train side by side. What comes after them knows how they did.
+        seed: Seed of the sampler.
         within: `cell` searches in every cell of the design that has one of the paths; `all` searches one
             space of levels and settings together, and trains of the design only the baseline.
         startup: Points chosen at random before the sampler knows enough to choose.
+        space: What is searched: the path of a setting, and the values it may take.
         first: Points to try first; paths that one does not name are left to the sampler.
         storage: Where the Optuna study is kept: `journal`, a file in the sweep's folder, or a database's URL.
     """
 
-    sampler: Annotated[str, _one_of(SAMPLERS)] = "tpe"
+    sampler: Annotated[str, choice(SAMPLERS)] = "tpe"
     trials: PositiveInt | None = None
     batch: PositiveInt | None = None
     seed: Annotated[int, Field(ge=0)] = 0
-    within: Annotated[str, _one_of(WITHIN)] = "cell"
+    within: Annotated[str, choice(WITHIN)] = "cell"
     startup: PositiveInt | None = None
-    space: Annotated[dict[str, Annotated[Range, PlainValidator(parse_range)]], Field(min_length=1)]
+    space: Annotated[dict[str, Annotated[Range, _as_written]], Field(min_length=1)]
     first: list[dict[str, Scalar]] = Field(default_factory=list)
     storage: Annotated[str, AfterValidator(_storage)] = JOURNAL
 

@@ -22,22 +22,33 @@ MOST_RUNGS = 64
 
 
 class TargetSpec(Strict):
-    """A trial is complete as soon as the metric is at `value` or better."""
+    """A trial is complete as soon as the metric is good enough.
+
+    Args:
+        value: What the metric has to reach, or do better than.
+    """
 
     value: float
 
 
 class PlateauSpec(Strict):
-    """A trial is complete once `evaluations` in a row brought no gain beyond noise (`errors` standard errors)."""
+    """A trial is complete once it stops getting better.
+
+    Args:
+        evaluations: Evaluations in a row without a gain beyond noise.
+        errors: Standard errors that count as noise.
+    """
 
     evaluations: Annotated[int, Field(ge=2)] = 4
     errors: PositiveFloat = 1.0
 
 
 class WorseThanBaselineSpec(Strict):
-    """A trial is pruned at an evaluation from `from_step` on where it is behind the baseline of its own seed.
+    """A trial is pruned at an evaluation where it is behind the baseline of its own seed.
 
-    Behind means by more than `errors` standard errors of the difference.
+    Args:
+        errors: Standard errors of the difference that it has to be behind by.
+        from_step: First step at which to look; every evaluation unless told.
     """
 
     errors: PositiveFloat = 3.0
@@ -45,7 +56,13 @@ class WorseThanBaselineSpec(Strict):
 
 
 class StopSpec(Strict):
-    """What ends a trial whatever the others do. Works with every scheduler, and without one."""
+    """What ends a trial whatever the others do. Works with every scheduler, and without one.
+
+    Args:
+        target: The metric is good enough.
+        plateau: It stopped getting better.
+        worse_than_baseline: It is behind the baseline.
+    """
 
     target: TargetSpec | None = None
     plateau: PlateauSpec | None = None
@@ -59,12 +76,21 @@ class StopSpec(Strict):
 class SchedulerSpec(Strict):
     """How losers are stopped early. With `none` nobody is compared, and only `stop` and `metric` act.
 
-    The first rung lies at `grace` in the rungs' `unit`, or at `grace_steps` (default: the first evaluation); each
-    later one is `reduction_factor` times as far, and about one cell in `reduction_factor` goes on. A rung is
-    reached at the first evaluation at or beyond it. `noise_aware` cells stay whose difference to the worst
-    survivor is within `noise_errors` standard errors; as long as there are any, the cohort is compared again after
-    every further stretch as long as that to the first rung. A cell is not compared before the last scheduled change of
-    its techniques (`stop_step` of a loss, `dense_from` of the routing), unless `rungs_within_schedules`.
+    A rung is reached at the first evaluation at or beyond it. As long as noise alone keeps a cell, the cohort is
+    compared again after every further stretch as long as that to the first rung.
+
+    Args:
+        use: The rule: ours that compares whole cohorts, one of Ray's, or nobody is stopped.
+        metric: What cells are compared by.
+        unit: What rungs count.
+        grace: The first rung, in that unit; the first evaluation unless told.
+        grace_steps: The first rung in steps.
+        reduction_factor: About one cell in so many goes on; each later rung is so many times as far.
+        noise_aware: Whether a cell stays whose difference to the worst survivor is within the metric's noise.
+        noise_errors: Standard errors of the difference that count as noise.
+        rungs_within_schedules: Whether a cell is compared before the last scheduled change of its techniques
+            (`stop_step` of a loss, `dense_from` of the routing).
+        stop: What ends a trial whatever the others do.
     """
 
     use: Annotated[str, choice(RULES)] = "none"
