@@ -16,6 +16,7 @@ from sweeps.metrics import METRICS, RESULT_COLUMNS
 from sweeps.patches import read_patch
 from sweeps.seeds import AdaptiveSeeds
 from sweeps.stopping.spec import problems as scheduler_problems
+from sweeps.tracking.spec import problems as tracking_problems
 
 if TYPE_CHECKING:
     from sweeps.spec import SweepSpec
@@ -123,6 +124,11 @@ def exclude(spec: SweepSpec, source: Source) -> Iterator[Problem]:
                 yield source.problem((*keys, axis), message)
 
 
+def tracking(spec: SweepSpec, source: Source) -> Iterator[Problem]:
+    """A tracker is named once, and reads what it is given."""
+    yield from tracking_problems(spec.tracking, source)
+
+
 def overrides(spec: SweepSpec, source: Source) -> Iterator[Problem]:
     """`set` does not write what the sweep decides elsewhere."""
     if spec.overrides:
@@ -146,6 +152,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[SweepSpec, Source], Iterator[Probl
     (("axes", "exclude"), exclude),
     (("article",), article),
     (("budget",), budget),
+    (("tracking",), tracking),
     (("set",), overrides),
 )
 """The sections a rule reads, and the rule; it is skipped while one of them is wrong."""

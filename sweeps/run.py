@@ -18,6 +18,7 @@ from sweeps.logs import environment, logging_to, terminated_as_interrupted
 from sweeps.results import SweepFolder, SweepInfo
 from sweeps.status import exclusive
 from sweeps.steps import NO_STEPS, Steps
+from sweeps.tracking.spec import check_trackers
 
 if TYPE_CHECKING:
     from sweeps.plan import Plan
@@ -75,6 +76,7 @@ def run_sweep(
     from sweeps.report import about
     from sweeps.report.writer import ReportWriter
     from sweeps.session import Session
+    from sweeps.tracking.process import Tracking
     from sweeps.trial import Parts
 
     folder = SweepFolder(store.absolute(), plan.spec.name)
@@ -89,7 +91,10 @@ def run_sweep(
         told = without_credentials(where)
         session = Session(plan, folder, told, parts or Parts(), console or Console(highlight=False))
         about.record(plan, folder)
-        with ReportWriter(folder, lambda text: session.display.say(text)) as writer:
+        with (
+            Tracking(folder, plan.spec.tracking, lambda text: session.console.print(text, soft_wrap=True)),
+            ReportWriter(folder, lambda text: session.display.say(text)) as writer,
+        ):
             session.ledger.listeners.append(writer)
             interrupted = session.go(address, max_concurrent)
             outcome = _outcome(session, interrupted)
@@ -120,6 +125,7 @@ def preflight(
     except ConnectError as error:
         raise UserError(str(error)) from error
     _check_history(history, folder, address)
+    check_trackers(plan.spec.tracking)
     if plan.search is not None:
         from sweeps.search.records import preflight_search  # imports optuna
 

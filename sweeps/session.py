@@ -138,6 +138,7 @@ class Session:
         self._replay(infos)
         pending = self._pending(wave)
         if pending and not self._cut:  # nothing is loaded or encoded for trials that the journals alone decide
+            self._write_configs(pending)
             self._prepare(pending)
             self._remember(pending)
             going = {trial.trial_id for trial in pending}
@@ -184,6 +185,14 @@ class Session:
     def _pending(self, wave: Wave) -> list[Trial]:
         return [t for t in wave.trials if self.ledger.trials[t.trial_id].state.state == "pending"]
 
+    def _write_configs(self, pending: Sequence[Trial]) -> None:
+        """Keep the settings of every trial that may train, or turns out to be known from another sweep."""
+        for trial in pending:
+            path = self.folder.trial(trial.trial_id) / "config.yaml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            config = trial.config.model_dump(mode="json")
+            path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+
     def _prepare(self, pending: Sequence[Trial]) -> None:
         from sweeps.trial import load
 
@@ -222,8 +231,6 @@ class Session:
 
         home = self.folder.trial(trial.trial_id)
         config = trial.config.model_dump(mode="json")
-        home.mkdir(parents=True, exist_ok=True)
-        (home / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         settings = Settings(
             trial_id=trial.trial_id,
             config=config,

@@ -27,6 +27,7 @@ from sweeps.metrics import METRICS, Direction
 from sweeps.search.spec import SearchSpec
 from sweeps.seeds import Seeds, first_seeds
 from sweeps.stopping.spec import SchedulerSpec
+from sweeps.tracking.spec import TrackerSpec
 
 _level_name = Spelled(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", "letters, digits, _ . + and -")
 LevelName = Annotated[str, _level_name]
@@ -118,6 +119,7 @@ class SweepSpec(Strict):
     seeds: Seeds = Field(default_factory=lambda: [0])
     trial: TrialSpec
     budget: BudgetSpec | None = None
+    tracking: list[TrackerSpec] = Field(default_factory=list)
     article: str | None = None
     overrides: dict[str, Any] = Field(default_factory=dict, alias="set")
 

@@ -27,11 +27,13 @@ HALVING = "{use: halving, grace_steps: 10, reduction_factor: 2}"
 NAMES = ("good-3", "fork-20-1", "fork-20-2", "fork-30-4", "good-5", "good-1")
 MEASURED_BY_CLOCK = ["wall_seconds", "device_seconds", "replayed", "samples_per_second", "batches_per_second"]
 PATIENCE = 240.0
+TRACKING = "FAKE_SWEEP_TRACKING"
+TRACKED = "tracking: [{use: wandb, mode: offline}, {use: tensorboard}]\n"
 
 
 def plan_of(names: Sequence[str]) -> Plan:
     """Plan the sweep that is killed."""
-    return fakes.make_plan(*names, scheduler=HALVING)
+    return fakes.make_plan(*names, scheduler=HALVING, more=os.environ.get(TRACKING, ""))
 
 
 class Driver:
