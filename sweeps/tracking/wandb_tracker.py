@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import wandb
 
@@ -57,7 +57,7 @@ class Wandb:
             shutil.rmtree(old)
         return self._begin(trial, "offline")
 
-    def _begin(self, trial: Tracked, mode: str) -> WandbRun:
+    def _begin(self, trial: Tracked, mode: Literal["online", "offline"]) -> WandbRun:
         settings = wandb.Settings(
             console="off",
             silent=True,
