@@ -71,12 +71,16 @@ def _changed(trial: TrialInfo, baseline: Mapping[str, str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the article and the cell that matches it: figures as text, in the order of `FIGURES`."""
+    """A row of the article and the cell that matches it: figures as text, in the order of `FIGURES`.
+
+    `errors` are the standard errors of ours, empty where unknown; the article has none.
+    """
 
     method: str
     note: str
     theirs: tuple[str, ...]
     ours: tuple[str, ...]
+    errors: tuple[str, ...]
 
 
 CAPTION = "In brackets: relative to the baseline of the same line. The article: one seed, no intervals."
@@ -97,10 +101,11 @@ def article_lines(results: Sequence[CellResult], info: SweepInfo) -> list[Line]:
     theirs_base = _theirs(next((row for row in rows.values() if not row.levels), None))
     ours_base = _ours(next((full[name] for name, row in rows.items() if not row.levels and name in full), None))
     return [
-        Line(row.method, row.note, _shown(_theirs(row), theirs_base), _shown(_ours(full[name]), ours_base))
+        Line(row.method, row.note, _shown(_theirs(row), theirs_base), _shown(_ours(full[name]), ours_base),
+             _errors(full[name]))
         for name, row in rows.items()
         if name in full
-    ]
+    ]  # fmt: skip
 
 
 def render_article(results: Sequence[CellResult], info: SweepInfo) -> Table | None:
@@ -127,6 +132,11 @@ def _theirs(row: Row | None) -> dict[str, float | None]:
 def _ours(result: CellResult | None) -> dict[str, float | None]:
     metrics = result.metrics if result else {}
     return {name: metrics[name].value if name in metrics else None for name in FIGURES}
+
+
+def _errors(result: CellResult) -> tuple[str, ...]:
+    errors = (result.metrics[name].se if name in result.metrics else None for name in FIGURES)
+    return tuple("" if error is None else f"± {figure(error, 2)}" for error in errors)
 
 
 def _shown(values: Mapping[str, float | None], base: Mapping[str, float | None]) -> tuple[str, ...]:

@@ -20,8 +20,9 @@ WEIGHTS = {"model": "the model's own weights", "ema": "EMA weights"}
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
-    """Take from a configuration what its metrics depend on: how pictures are drawn, and how many."""
-    return config.sampling.model_dump(mode="json") | {"num_samples": config.evaluation.num_samples}
+    """Take from a configuration what its metrics depend on: how pictures are drawn, how many, against what."""
+    against = {"reference": config.data.reference, "prompts": config.data.prompt_column}
+    return config.sampling.model_dump(mode="json") | {"num_samples": config.evaluation.num_samples} | against
 
 
 def common(info: SweepInfo) -> dict[str, Any]:
@@ -47,6 +48,8 @@ def words(settings: Mapping[str, Any]) -> str:
         parts.append(f"guidance by {kind}")
     parts += [WEIGHTS[settings["weights"]]] if "weights" in settings else []
     parts += [f"{settings['num_samples']:,} samples"] if "num_samples" in settings else []
+    parts += [f"reference {settings['reference']}"] if "reference" in settings else []
+    parts += [f"prompts from {settings['prompts']}"] if "prompts" in settings else []
     return ", ".join(parts)
 
 

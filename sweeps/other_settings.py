@@ -114,24 +114,31 @@ def _best_value(row: Row, shown: OtherSettings) -> float:
 
 
 def _sentence(one: Alternative, heading: str) -> str:
-    sure = [swap for swap in one.swaps if swap.found]
     count = len(one.own.cells)
-    average = f"{one.num_better} of {count} cells are better there"
+    average = f"{one.num_better} of {count} cells have a better {heading} there"
     if not one.swaps:
         return f"With {one.label} the {count} cells rank the same; {average}."
-    if not sure:
+    if not any(swap.found for swap in one.swaps):
         pairs = f"{len(one.swaps)} of {one.num_pairs} pairs"
         return f"With {one.label} {pairs} change places, {_unsure(one)}{_leader(one)}; {average}."
-    named = "; ".join(
-        f"{swap.second} is ahead of {swap.first} by {abs(swap.after):.2g}, with {OWN} behind by {abs(swap.before):.2g}"
-        for swap in sure[:NAMED]
-    )
-    more = f", and {len(sure) - NAMED} more pairs change places as surely" if len(sure) > NAMED else ""
     once = "" if one.basis == "seeds" else " in one training of each"
     return (
-        f"The ranking by {heading} depends on the sampling settings{once}: with {one.label} {named}, both "
-        f"beyond the noise{more}; {average}."
+        f"The ranking by {heading} depends on the sampling settings{once}: with {one.label} {_named(one)}, both "
+        f"beyond the noise; {average}."
     )
+
+
+def _named(one: Alternative) -> str:
+    """Name the sure swaps of the cells that rank highest, and count the others."""
+    before, after = one.order(one.own), one.order(one.other)
+    sure = [swap for swap in one.swaps if swap.found]
+    sure.sort(key=lambda swap: (before.index(swap.first), after.index(swap.second)))
+    named = [
+        f"{swap.second} beats {swap.first} by {abs(swap.after):.2g}, but trails it by {abs(swap.before):.2g} with {OWN}"
+        for swap in sure[:NAMED]
+    ]
+    more = len(sure) - NAMED
+    return "; ".join(named) + (f" (and {more} more pair{'s' if more > 1 else ''} as surely)" if more > 0 else "")
 
 
 def _unsure(one: Alternative) -> str:

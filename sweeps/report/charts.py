@@ -12,6 +12,7 @@ import numpy as np
 from sweeps.analysis.effects import Effect
 from sweeps.analysis.observations import Observations
 from sweeps.costs import hours_text, per_hour
+from sweeps.pareto import not_dominated
 from sweeps.report.scales import Scale, scale_of
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ WIDTH, HEIGHT = 420.0, 280.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 408.0, 10.0, 244.0
 COLOURS = 7
 MOST_LINES = 300
+ARROWS = {"min": "↓", "max": "↑"}
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ class Dot:
     """A cell in a scatter plot; `number` only on the front."""
 
     cell_id: str
+    name: str
     x: float
     y: float
     on_front: bool
@@ -138,14 +141,39 @@ def pareto(material: Material) -> Scatter | None:
             corners.append((x(point.device_hours), y(point.value)))
         note = f"{point.name}: {point.value:.3g} for {hours_text(point.device_hours, material.price)}"
         dots.append(
-            Dot(point.cell_id, x(point.device_hours), y(point.value), point.on_front, point.cell_id == baseline,
-                number if point.on_front else None, note)
+            Dot(point.cell_id, point.name, x(point.device_hours), y(point.value), point.on_front,
+                point.cell_id == baseline, number if point.on_front else None, note)
         )  # fmt: skip
     path = " ".join(f"{'L' if i else 'M'}{a},{b}" if not i else f"H{a} V{b}" for i, (a, b) in enumerate(corners))
     axes = Axes(x.ticks(4), y.ticks(), "device-hours of one trial", material.full_name)
     price = material.price
     paid = Scale(x.low * price, x.high * price, x.start, x.end).ticks(4) if price else []
     return Scatter(axes, tuple(dots), path, paid, f"money, {per_hour(price)}" if price else "")
+
+
+def goals(material: Material) -> Scatter | None:
+    """Draw the two objectives of a sweep against each other, the first upwards; None with one."""
+    info = material.info
+    if len(info.objectives) != 2:
+        return None
+    across, up = (material.observed_metric(name) for name in reversed(info.objectives))
+    both = [(cell, j) for i, cell in enumerate(up.cells) if (j := across.index(cell.cell_id)) is not None]
+    if len(both) < 2:
+        return None
+    values = [(float(across.value[across.cell == j].mean()), _own_mean(up, cell.cell_id)) for cell, j in both]
+    x, y = scale_of([v for v, _ in values], LEFT, RIGHT), scale_of([v for _, v in values], BOTTOM, TOP)
+    order = not_dominated(material.frame, info)
+    dots = [
+        Dot(cell.cell_id, cell.name, x(a), y(b), cell.name in order, cell.is_baseline,
+            order.index(cell.name) + 1 if cell.name in order else None, f"{cell.name}: {b:.3g}, {a:.3g}")
+        for (cell, _), (a, b) in zip(both, values, strict=True)
+    ]  # fmt: skip
+    names = [f"{material.heading(name)} {ARROWS[mode]}" for name, mode in info.objectives.items()]
+    return Scatter(Axes(x.ticks(4), y.ticks(), names[1], names[0]), tuple(dots), "", [], "")
+
+
+def _own_mean(observed: Observations, cell_id: str) -> float:
+    return float(observed.value[observed.cell == observed.index(cell_id)].mean())
 
 
 @dataclass(frozen=True)

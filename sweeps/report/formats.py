@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from prx.errors import UserError
 from prx.registry import choices
 from sweeps import measured_with
+from sweeps.article import CAPTION, FIGURES, article_lines, article_title
+from sweeps.leaderboard import HEADINGS
 from sweeps.report import tables, words
 from sweeps.report.gather import Material, gather
 from sweeps.report.page import default_path, write_report
@@ -85,6 +87,32 @@ def _lines(material: Material) -> Iterator[str]:
     yield "".join(f"\n{_plain(line)}" for line in measured_with.lines(material.info))
     yield "\n± of a figure is its standard error, ± of a difference half its 95 % interval."
     yield from _settings(material)
+    yield from _effects(material)
+    yield from _article(material)
+
+
+def _effects(material: Material) -> Iterator[str]:
+    """Write what each level does, and what pairs do beyond the sum of their parts."""
+    for title, found in (("Level", material.effects.mains), ("Pair, beyond its parts", material.effects.interactions)):
+        if found:
+            yield "\n" + _row([title, f"Δ {material.full_name}", "beyond the noise"])
+            yield _row(["---", "---:", "---"])
+            for one in found:
+                shown = words.signed(one.estimate, words.half_width(one.low, one.high))
+                yield _row([one.name, shown, "yes" if one.found else "no"])
+
+
+def _article(material: Material) -> Iterator[str]:
+    """Write the article's rows beside ours, where cells match them."""
+    lines = article_lines(material.ranked, material.info)
+    if lines:
+        yield f"\n{_plain(article_title(material.info))}. {CAPTION}\n"
+        yield _row(["Method", "", *(HEADINGS[name] for name in FIGURES)])
+        yield _row(["---", "---", *["---:"] * len(FIGURES)])
+    for line in lines:
+        ours = (f"{text} {error}".strip() for text, error in zip(line.ours, line.errors, strict=True))
+        yield _row([line.method, "article", *line.theirs])
+        yield _row(["", "here", *ours])
 
 
 def _settings(material: Material) -> Iterator[str]:

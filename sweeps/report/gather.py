@@ -100,6 +100,11 @@ class Material:
         """Cells that were stopped early against the baseline where they stopped."""
         return stopped_early(self.frame, self.info, self.metric, self.info.mode)
 
+    def reason(self, cell_id: str) -> str:
+        """Say why trials of a cell were stopped early, the reasons of several seeds after each other."""
+        states = [self.states[trial.trial_id] for trial in self.info.trials if trial.cell_id == cell_id]
+        return "; ".join(dict.fromkeys(state.reason for state in states if state.state == "pruned"))
+
     @cached_property
     def verdict(self) -> Verdict | None:
         """Whether there is a winner."""
@@ -129,6 +134,14 @@ class Material:
     def importances(self) -> tuple[Importance, ...]:
         """Which searched setting moved the deciding metric."""
         return searched_importances(self.frame, self.info, self.metric, self.info.mode)
+
+    @cached_property
+    def extractors(self) -> dict[str, str]:
+        """Name the networks that the baseline's metrics come from, by role; none where it was not started."""
+        baseline = next((cell for cell in self.cells if cell.is_baseline), None)
+        given = (self.config(baseline.cell_id) if baseline else None) or {}
+        roles = dict.fromkeys(metric.role for metric in METRICS.values() if metric.role)
+        return {role: str(given["evaluation"][role]) for role in roles if given.get("evaluation", {}).get(role)}
 
     @cached_property
     def counts(self) -> Counter[str]:

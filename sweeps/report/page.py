@@ -24,6 +24,7 @@ from sweeps.results import SweepFolder, write_atomic
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+MOST_CROSSINGS, MOST_UNSURE = 6, 2
 TEMPLATES = Path(__file__).with_name("templates")
 
 
@@ -48,7 +49,8 @@ class Page:
             "forest": charts.forest(mains, m.observed.sign, _details(m), _texts(m)),
             "agreement": tables.agreement(m), "settings": tables.settings(m),
             "matrices": tables.matrices(m), "crossings": _crossings(m),
-            "curves": charts.curves(m), "pareto": charts.pareto(m), "samples": samples.samples(m),
+            "curves": charts.curves(m), "pareto": charts.pareto(m), "goals": charts.goals(m),
+            "samples": samples.samples(m),
             "stages": stages.stages(m), "failures": tables.failures(m), "configs": tables.configs(m),
             "spent": m.costs.facts() if m.ranked else [], "money": partial(money, price=m.price),
             "article": article_lines(m.ranked, m.info), "article_title": article_title(m.info),
@@ -78,9 +80,11 @@ def _texts(material: Material) -> list[str]:
 
 
 def _crossings(material: Material) -> list[charts.Crossing]:
-    """Draw the pairs of axes with an interaction beyond the noise, at most six, the strongest first."""
-    found = sorted((e for e in material.effects.interactions if e.found), key=lambda e: -abs(e.estimate))
-    pairs = list(dict.fromkeys((e.term[0][0], e.term[1][0]) for e in found))[:6]
+    """Draw pairs of axes: at most six with an interaction beyond the noise, else the two with the largest."""
+    ordered = sorted(material.effects.interactions, key=lambda e: -abs(e.estimate))
+    found = [effect for effect in ordered if effect.found]
+    shown, most = (found, MOST_CROSSINGS) if found else (ordered, MOST_UNSURE)
+    pairs = list(dict.fromkeys((e.term[0][0], e.term[1][0]) for e in shown))[:most]
     made = [charts.crossing(material.observed, one, two, material.full_name) for one, two in pairs]
     return [chart for chart in made if chart is not None]
 

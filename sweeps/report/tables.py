@@ -19,6 +19,7 @@ from sweeps.live import seconds_text
 from sweeps.metrics import METRICS, QUALITY
 from sweeps.other_settings import Ranked
 from sweeps.patches import differences
+from sweeps.report.charts import ARROWS
 from sweeps.report.words import half_width, signed, with_error
 
 if TYPE_CHECKING:
@@ -92,8 +93,7 @@ def board(material: Material) -> Board:
             BoardRow(cell.cell_id, result.name, cell.is_baseline, result.state, result.step, result.seeds, whole,
                      values[0], delta, verdict, values[1:], time, cost, material.own_settings.get(result.name, ""))
         )  # fmt: skip
-    arrows = {"min": "↓", "max": "↑"}
-    headings = [(material.heading(name), arrows[METRICS[name].better]) for name in shown]
+    headings = [(material.heading(name), ARROWS[METRICS[name].better]) for name in shown]
     return Board(headings[0], tuple(headings[1:]), tuple(rows))
 
 

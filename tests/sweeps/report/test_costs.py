@@ -88,7 +88,9 @@ def test_every_cell_has_its_cost(material):
     page = " ".join(render(material).split())
     assert page.count('data-key="10800">7.5</td>') == 6
     assert '<button type="button">cost</button>' in page
-    rows = [line for line in markdown(material).splitlines() if line.startswith("| ")]
+    lines = markdown(material).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("| Method "))
+    rows = lines[start : lines.index("", start)]
     assert {line.count(" | ") for line in rows} == {rows[0].count(" | ")}
     assert rows[0].endswith("| device time | cost | steps | seeds | state |")
     assert rows[2].endswith("| 3 h 00 min | 7.5 | 300 | 3 | complete |")

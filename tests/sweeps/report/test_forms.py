@@ -67,7 +67,8 @@ def test_markdown_has_the_answer_and_a_row_a_cell(monkeypatch, store, tmp_path):
     lines = out.read_text().splitlines()
     assert lines[0] == "# simulated"
     assert any(line.startswith("- **Best**: repa\\_dinov2 · repa\\_e wins") for line in lines)
-    rows = [line for line in lines if line.startswith("| ")]
+    start = next(i for i, line in enumerate(lines) if line.startswith("| Method "))
+    rows = lines[start : lines.index("", start)]
     assert len(rows) == 2 + 6
     assert {line.count(" | ") for line in rows} == {rows[0].count(" | ")}
 

@@ -51,6 +51,8 @@ def test_a_plan_writes_down_how_each_cell_is_measured(tmp_path):
     assert found.trials[0].measured == {
         **config.sampling.model_dump(mode="json"),
         "num_samples": config.evaluation.num_samples,
+        "reference": "embedded:reference",
+        "prompts": "caption_long",
     }
     assert [trial.measured["guidance_scale"] for trial in found.trials] == [2.0, 5.0]
     assert found.price_per_device_hour == 2.5
@@ -91,6 +93,14 @@ def test_settings_in_which_cells_differ_stand_in_their_rows(tmp_path):
     assert "| repa\\_e (measured with guidance 5) |" in markdown(material)
     assert "<small>measured with guidance 5</small>" in render(material)
     assert material.full_name == "CMMD@num_steps=10"
+
+
+def test_prompts_and_reference_are_said_too():
+    info = measured(info_of(stored.cells()), SETTINGS | {"reference": "data/photos", "prompts": "caption_long"},
+                    repa_e={"prompts": "caption_short"})  # fmt: skip
+    assert measured_with.lines(info)[0].endswith("192 samples, reference data/photos.")
+    assert measured_with.own(info)["repa_e"] == {"prompts": "caption_short"}
+    assert measured_with.words({"prompts": "caption_short"}) == "prompts from caption_short"
 
 
 @pytest.mark.parametrize(
