@@ -16,6 +16,7 @@ from pathlib import Path
 
 from prx.errors import UserError
 from sweeps.history.address import without_credentials
+from sweeps.history.forks import Forks
 from sweeps.history.leases import Leases
 from sweeps.history.remember import Recorded, recorded
 from sweeps.history.retention import RUNNING, SweepView, TrialView, dispensable, needed
@@ -24,6 +25,7 @@ from sweeps.results import SweepFolder, read_info, read_journal, read_state
 from sweeps.status import exclusive, is_running
 
 UNNAMED = "no sweep here names it"
+OPEN = "an unfinished sweep may start here"
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class _Search:
         views = [view for _, view, _ in self.sweeps]
         filed = {entry.key: entry for entry in self.entries if entry.files}
         keep = needed(views, filed.keys(), self.keep_best) | dict.fromkeys(self.leases, RUNNING)
+        keep = dict.fromkeys(self._open_forks(views), OPEN) | keep
         leave = self._entries(filed, keep, dispensable(views))
         self._remains()
         for folder, view, record in self.sweeps:
@@ -118,6 +121,11 @@ class _Search:
                 self._copies(folder, record, filed, leave)
         self.found.notes += self.history.damage
         return self.found
+
+    def _open_forks(self, views: list[SweepView]) -> set[str]:
+        """List the states from which a sweep that is not over, here or elsewhere, may still start a trial."""
+        ends = {trial.states[-1] for view in views for trial in view.trials if trial.states}
+        return Forks(self.history).all_needed() - ends
 
     def _enter(self, folder: SweepFolder) -> None:
         record = recorded(folder.waypoints)

@@ -53,10 +53,15 @@ class Forks:
 
     def needed(self, state: str) -> bool:
         """Say whether somebody ends at a state, or may start from it: trials go different ways from there."""
-        after: set[str] = set()
+        return state in self.all_needed()
+
+    def all_needed(self) -> set[str]:
+        """List the states that are needed, by all sweeps together."""
+        after: Following = defaultdict(set)
         for plan in self._plans().values():
-            after |= plan.get(state, set())
-        return LATER in after or len(after) > 1
+            for state, states in plan.items():
+                after[state] |= states
+        return {state for state, states in after.items() if LATER in states or len(states) > 1}
 
     def _plans(self) -> Mapping[str, Following]:
         listed = self.store.listing(f"{self.store.root}/{FOLDER}")

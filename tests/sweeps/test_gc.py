@@ -6,15 +6,17 @@ import json
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from prx.errors import UserError
 from sweeps import __main__ as cli
-from sweeps.gc import UNNAMED, collect
+from sweeps.gc import OPEN, UNNAMED, collect
 from sweeps.history import retention
 from sweeps.history.address import without_credentials
+from sweeps.history.forks import Forks
 from sweeps.history.leases import Leases
 from sweeps.history.recall import Waypoint
 from sweeps.history.remember import record, recorded, waypoints
@@ -124,6 +126,19 @@ def test_what_is_freed_is_counted_once_however_many_names_a_file_has(tmp_path):
     assert [item.what for item in copies.items] == 4 * ["copy"]
     assert copies.freed == 0  # the history keeps the same files
     assert collect(world.store, world.history, keep_best=3).freed == len("fork-20-4 40")
+
+
+def test_where_an_unfinished_search_may_start_a_trial_stays_until_it_is_over(tmp_path):
+    world = World(tmp_path / "runs", str(tmp_path / "history"), stops={"good-2": 20})
+    write_state(world.folder.trial("good-2-0"), TrialState("pruned"))
+    forks = Forks(HistoryStore(world.history))
+    forks.publish("search", [[replace(point, keep=point.step == 20) for point in world.points["good-2-0"]]])
+    found = free(world, keep_best=9)
+    assert world.kept()["good-2-0"] == [20]
+    assert found.kept[OPEN][0] == 1
+    forks.withdraw("search")
+    free(world, keep_best=9)
+    assert world.kept()["good-2-0"] == []
 
 
 def test_a_running_sweep_is_left_alone(world):
