@@ -126,7 +126,7 @@ class Leaderboard:
             if price is not None:
                 cells.append(Text("-" if result.device_hours is None else figure(result.device_hours * price, 3)))
             state = Text(result.state, style=STYLE.get(result.state, "cyan"))
-            table.add_row(_method(result, self._own.get(result.name)), *cells, str(result.step), state)
+            table.add_row(Text(_method(result, self._own.get(result.name))), *cells, str(result.step), state)
         return table
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from sweeps.analysis.alternatives import Alternative, alternatives, means_of
 from sweeps.analysis.observations import Observations
@@ -117,13 +118,13 @@ def _sentence(one: Alternative, heading: str) -> str:
     count = len(one.own.cells)
     average = f"{one.num_better} of {count} cells have a better {heading} there"
     if not one.swaps:
-        return f"With {one.label} the {count} cells rank the same; {average}."
+        return f"With {one.label}, the {count} cells rank the same; {average}."
     if not any(swap.found for swap in one.swaps):
         pairs = f"{len(one.swaps)} of {one.num_pairs} pairs"
-        return f"With {one.label} {pairs} change places, {_unsure(one)}{_leader(one)}; {average}."
+        return f"With {one.label}, {pairs} change places, {_unsure(one)}{_leader(one)}; {average}."
     once = "" if one.basis == "seeds" else " in one training of each"
     return (
-        f"The ranking by {heading} depends on the sampling settings{once}: with {one.label} {_named(one)}, both "
+        f"The ranking by {heading} depends on the sampling settings{once}: with {one.label}, {_named(one)}, both "
         f"beyond the noise; {average}."
     )
 
@@ -158,7 +159,7 @@ def render_other_settings(shown: OtherSettings, heading: str) -> Table:
     )  # fmt: skip
     table.add_column("Method", overflow="fold")
     for label in shown.labels:
-        table.add_column(label, justify="right", overflow="fold")
+        table.add_column(Text(label), justify="right", overflow="fold")
     for row in shown.rows:
-        table.add_row(row.name, *("-" if figure is None else str(figure) for figure in row.figures))
+        table.add_row(Text(row.name), *("-" if figure is None else str(figure) for figure in row.figures))
     return table

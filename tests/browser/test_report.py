@@ -13,7 +13,7 @@ import pytest
 
 from sweeps.report.page import write_report
 from tests.sweeps import stored
-from tests.sweeps.simulated import info_of
+from tests.sweeps.simulated import also_measured, frame_of, info_of, measured
 
 pytestmark = pytest.mark.browser
 QUIET = [
@@ -63,9 +63,12 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    info = replace(info_of(stored.cells(), range(3)), name="looked-at")
+    info = replace(measured(info_of(stored.cells(), range(3))), name="looked-at", price_per_device_hour=2.5)
+    info = replace(info, objectives={"cmmd": "min", "batches_per_second": "max"}, article="latent_256")
+    frame = frame_of(info, stored.truth, noise=0.01, seed_noise=0.05)
+    frame = also_measured(frame, "guidance_scale=2,weights=ema", lambda levels: 1.0, noise=0.01)
     folder = stored.store_sweep(
-        tmp_path_factory.mktemp("store"), info, pruned="repa_dinov3 · repa_e", failed="repa_dinov2 · repa_e"
+        tmp_path_factory.mktemp("store"), info, frame, pruned="repa_dinov3 · repa_e", failed="repa_dinov2 · repa_e"
     )
     return write_report(folder)
 
@@ -88,7 +91,10 @@ def look(chromium, page, tmp_path, width):
 @pytest.mark.parametrize("width", [1280, 390])
 def test_it_opens_without_an_error_or_a_request(chromium, page, tmp_path, width):
     dom, console, asked = look(chromium, page, tmp_path, width)
-    assert "Leaderboard" in dom
+    for section in ("board", "settings", "curves", "article"):
+        assert f'<section id="{section}">' in dom
+    assert "Both goals" in dom
+    assert "money, at 2.5 a device-hour" in dom
     assert console == []
     assert asked == set()
 

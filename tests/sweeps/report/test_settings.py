@@ -38,7 +38,7 @@ def said_of(*arguments, **options):
 def test_a_ranking_that_turns_is_said_with_its_cells_and_by_how_much():
     said, best = said_of()
     assert said.startswith("The ranking by CMMD depends on the sampling settings: ")
-    first = rf"with {LABEL} repa_dinov3 · repa_e beats repa_dinov2 · repa_e by 0\.0\d+, but trails it by 0\.\d+ with"
+    first = rf"with {LABEL}, repa_dinov3 · repa_e beats repa_dinov2 · repa_e by 0\.0\d+, but trails it by 0\.\d+ with"
     assert re.search(first, said)
     assert re.search(r"both beyond the noise; [2-6] of 6 cells have a better CMMD there\.$", said)
     assert best.startswith(f"With each cell at the best of its settings repa_dinov3 · repa_e leads ({LABEL}), not ")
@@ -51,13 +51,13 @@ def test_one_training_of_each_claims_no_more():
 
 def test_noise_is_called_noise():
     said, _ = said_of(stored.truth, noise=0.3)
-    assert f"With {LABEL} " in said
+    assert f"With {LABEL}, " in said
     assert "pairs change places, none beyond the noise" in said
 
 
 def test_the_same_ranking_is_said_to_be_the_same():
     said, best = said_of(lambda levels: stored.truth(levels) + 1.0, noise=0.0)
-    assert said == f"With {LABEL} the 6 cells rank the same; 0 of 6 cells have a better CMMD there."
+    assert said == f"With {LABEL}, the 6 cells rank the same; 0 of 6 cells have a better CMMD there."
     assert best == "With each cell at the best of its settings repa_dinov2 · repa_e still leads."
 
 
@@ -72,6 +72,16 @@ def test_the_terminal_shows_figures_and_ranks_under_each_setting():
     assert rows["repa_dinov2 · repa_e"].endswith("0.5 ± 0 (1) 0.5 ± 0 (2)")
     assert rows["repa_dinov3 · repa_e"].endswith("0.6 ± 0 (2) 0.45 ± 0 (1)")
     assert any(line.startswith("The ranking by CMMD depends") for line in lines)
+
+
+def test_names_with_brackets_are_text_on_the_terminal():
+    info, frame = sweep(noise=0.0)
+    trials = tuple(replace(t, name=f"{t.name}[/bold]") for t in info.trials)
+    frame["name"] += "[/bold]"
+    console = Console(width=140, no_color=True)
+    with console.capture() as capture:
+        console.print(render_leaderboard(frame, replace(info, trials=trials)))
+    assert capture.get().count("repa_dinov3 · repa_e[/bold]") >= 3
 
 
 def test_page_and_markdown_show_them_too(tmp_path):
