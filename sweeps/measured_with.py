@@ -6,11 +6,12 @@ whatever a person reads says the rest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from prx.config_evaluation import AlsoConfig, SamplingConfig
-from sweeps.results import SweepInfo
+from sweeps.results import SweepInfo, TrialInfo
 
 if TYPE_CHECKING:
     from prx.config import RunConfig
@@ -21,8 +22,28 @@ WEIGHTS = {"model": "the model's own weights", "ema": "EMA weights"}
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
     """Take from a configuration what its metrics depend on: how pictures are drawn, how many, against what."""
-    against = {"reference": config.data.reference, "prompts": config.data.prompt_column}
-    return config.sampling.model_dump(mode="json") | {"num_samples": config.evaluation.num_samples} | against
+    return _settings(config.model_dump(mode="json", include={"sampling", "evaluation", "data"}))
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    evaluation, data = config["evaluation"], config["data"]
+    against = {"reference": data["reference"], "prompts": data["prompt_column"]}
+    return dict(config["sampling"]) | {"num_samples": evaluation["num_samples"]} | against
+
+
+def recalled(info: SweepInfo, config: Callable[[TrialInfo], Mapping[str, Any] | None]) -> SweepInfo:
+    """Fill in what a sweep of an older version did not write down, from its trials' configurations.
+
+    Nothing is filled in unless every trial tells: what some cells do not say cannot be common to all.
+    """
+    if not info.trials or any(trial.measured for trial in info.trials):
+        return info
+    cells = {trial.cell_id: trial for trial in reversed(info.trials)}
+    try:
+        found = {cell_id: _settings(config(trial) or {}) for cell_id, trial in cells.items()}
+    except KeyError:
+        return info
+    return replace(info, trials=tuple(replace(t, measured=found[t.cell_id]) for t in info.trials))
 
 
 def common(info: SweepInfo) -> dict[str, Any]:

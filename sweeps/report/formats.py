@@ -12,9 +12,9 @@ from sweeps import measured_with
 from sweeps.article import CAPTION, FIGURES, article_lines, article_title
 from sweeps.leaderboard import HEADINGS
 from sweeps.report import tables, words
-from sweeps.report.gather import Material, gather
+from sweeps.report.gather import Material, gather, read_measured
 from sweeps.report.page import default_path, write_report
-from sweeps.results import SweepFolder, read_info, read_results, write_atomic
+from sweeps.results import SweepFolder, read_results, write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +52,7 @@ def table(folder: SweepFolder) -> pd.DataFrame:
     Raises:
         UserError: There is no such sweep, or there are no results yet.
     """
-    measured = {trial.trial_id: trial.measured for trial in read_info(folder).trials}
+    measured = {trial.trial_id: trial.measured for trial in read_measured(folder).trials}
     frame = read_results(folder.results)
     for name in measured_with.SAMPLING:
         values = [measured.get(trial_id, {}).get(name) for trial_id in frame["trial_id"]]

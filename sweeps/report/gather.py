@@ -158,9 +158,23 @@ class Material:
         return next(trial.trial_id for trial in self.info.trials if trial.cell_id == cell_id)
 
     def config(self, cell_id: str) -> dict[str, Any] | None:
-        """Read a cell's configuration; None where no trial of it has been started."""
-        path = self.folder.trial(self.first_trial(cell_id)) / "config.yaml"
-        return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+        """Read a cell's configuration; None where its first trial has not been started."""
+        return read_config(self.folder, self.first_trial(cell_id))
+
+
+def read_config(folder: SweepFolder, trial_id: str) -> dict[str, Any] | None:
+    """Read a trial's configuration; None where it has not been started."""
+    path = folder.trial(trial_id) / "config.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def read_measured(folder: SweepFolder) -> SweepInfo:
+    """Read what was planned, and how it was measured also where an older version did not write that down.
+
+    Raises:
+        UserError: There is no such sweep.
+    """
+    return measured_with.recalled(read_info(folder), lambda trial: read_config(folder, trial.trial_id))
 
 
 def gather(folder: SweepFolder, running: bool | None = None) -> Material:
@@ -171,7 +185,7 @@ def gather(folder: SweepFolder, running: bool | None = None) -> Material:
     """
     import pandas as pd
 
-    info = read_info(folder)
+    info = read_measured(folder)
     frame = read_results(folder.results) if folder.results.is_file() else pd.DataFrame()
     states = {trial.trial_id: read_state(folder.trial(trial.trial_id)) for trial in info.trials}
     return Material(folder, info, frame, states, is_running(folder) if running is None else running, read(folder))

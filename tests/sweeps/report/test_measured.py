@@ -71,6 +71,24 @@ def test_what_an_older_version_wrote_reads_and_claims_nothing(tmp_path):
     assert "Measured with" not in render(material)
 
 
+def test_what_an_older_version_did_not_write_down_is_in_its_configurations(tmp_path):
+    folder = stored.store_sweep(tmp_path, samples=False)
+    for trial in read_info(folder).trials:
+        config = stored.config_of(trial)
+        scale = 5.0 if trial.levels["tokenizer"] == "repa_e" else 3.5
+        config["sampling"] = {"num_steps": 10, "guidance_scale": scale, "guidance": "text", "weights": "model"}
+        config["evaluation"]["num_samples"] = 192
+        (folder.trial(trial.trial_id) / "config.yaml").write_text(yaml.safe_dump(config))
+    material = gather(folder)
+    assert measured_with.lines(material.info)[0].endswith("192 samples, reference /nowhere, prompts from caption.")
+    assert material.own_settings["repa_e"] == "guidance 5"
+    assert set(pd.read_csv(write_as(folder, "csv", None))["sampling.guidance_scale"]) == {3.5, 5.0}
+    (folder.trial(material.first_trial(material.cells[1].cell_id)) / "config.yaml").unlink()
+    last = [t.trial_id for t in material.info.trials if t.cell_id == material.cells[1].cell_id][-1]
+    (folder.trial(last) / "config.yaml").unlink()
+    assert measured_with.lines(gather(folder).info) == []
+
+
 def test_settings_that_all_cells_share_stand_in_one_line(tmp_path):
     info = info_like()
     assert measured_with.lines(info) == [ALIKE]
