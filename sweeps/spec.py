@@ -101,6 +101,7 @@ class SweepSpec(Strict):
         seeds: Seeds of every cell: a list, or few at first and more for those that matter.
         trial: How long each trial trains and how it is executed.
         budget: When the whole sweep stops.
+        tracking: Trackers that runs are copied to.
         article: Table of the article shown beside the results.
         overrides: Configuration values changed for every trial; keys may be dotted.
     """

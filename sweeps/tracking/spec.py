@@ -28,9 +28,13 @@ READS: dict[str, tuple[str, ...]] = {
 class TrackerSpec(Strict):
     """One tracker. A trial is a run with the trial's id, a sweep is a group (W&B) or a tag (MLflow).
 
-    `project` is the project of W&B, or the experiment of MLflow. `mode` is for W&B: `offline` keeps the runs in the
-    sweep's folder for `wandb sync`, `online` sends them, `auto` does that if a key is known (or as WANDB_MODE says).
-    `uri` is MLflow's tracking URI (default: MLFLOW_TRACKING_URI, or a SQLite file in the sweep's folder).
+    Args:
+        use: Which tracker.
+        project: The project of W&B, or the experiment of MLflow.
+        entity: The user or team of W&B; the key's own unless told.
+        mode: For W&B: `offline` keeps the runs in the sweep's folder for `wandb sync`, `online` sends them, `auto`
+            does that if a key is known (or as WANDB_MODE says).
+        uri: MLflow's tracking URI; MLFLOW_TRACKING_URI, or a SQLite file in the sweep's folder, unless told.
     """
 
     use: Annotated[str, choice(TRACKERS)]

@@ -181,7 +181,7 @@ def test_quoted_messages_are_said_by_the_code(path):
 
 def test_the_reader_of_messages_tells_apart():
     assert is_said("... must be ..., got ...")
-    assert is_said("losses....negatives: different_prompt needs two different captions in every batch, and all ... of this")
+    assert is_said("losses....negatives: different_prompt needs two different captions in every batch, and all ...")
     assert not is_said("this is said by nobody at all")
     assert refused("sweeps", "run", "FILE --stoer DIR") == "run has no ['--stoer']"
     assert refused("sweeps", "ruin", "") == "no command ruin"
