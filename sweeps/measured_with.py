@@ -1,4 +1,4 @@
-"""Under which settings figures were measured: in one line what all cells share, beside each cell what is its own.
+"""Under which settings figures were measured: one line for the baseline and all like it, a cell's own beside it.
 
 A metric means nothing without the way its pictures were drawn. The columns of the results keep their short names;
 whatever a person reads says the rest.
@@ -52,10 +52,15 @@ def common(info: SweepInfo) -> dict[str, Any]:
     return {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
 
 
+def usual(info: SweepInfo) -> dict[str, Any]:
+    """Give the settings of the baseline."""
+    return next((trial.measured for trial in info.trials if trial.is_baseline), {})
+
+
 def own(info: SweepInfo) -> dict[str, dict[str, Any]]:
-    """Give each cell, by name, the settings in which it may differ from others; empty where all are alike."""
-    shared = common(info)
-    found = {t.name: {name: v for name, v in t.measured.items() if name not in shared} for t in info.trials}
+    """Give each cell, by name, the settings in which it differs from the baseline; empty where all are alike."""
+    base = usual(info)
+    found = {t.name: {name: v for name, v in t.measured.items() if base.get(name) != v} for t in info.trials}
     return {name: settings for name, settings in found.items() if settings}
 
 
@@ -76,9 +81,9 @@ def words(settings: Mapping[str, Any]) -> str:
 
 def label(settings: Mapping[str, Any]) -> str:
     """Write what pictures are drawn with as the columns of other settings do; what is left out is as by default."""
-    usual = SamplingConfig().model_dump(mode="json")
+    default = SamplingConfig().model_dump(mode="json")
     always = ("num_steps", "guidance_scale")
-    named = {n: settings[n] for n in SAMPLING if n in settings and (n in always or settings[n] != usual[n])}
+    named = {n: settings[n] for n in SAMPLING if n in settings and (n in always or settings[n] != default[n])}
     return AlsoConfig(**named).label
 
 
@@ -90,8 +95,12 @@ def full_name(heading: str, info: SweepInfo) -> str:
 
 def lines(info: SweepInfo) -> list[str]:
     """Say how the figures of a table were measured; nothing where that is not known."""
-    shared, apart = words(common(info)), own(info)
-    said = [f"Measured with {shared}."] if shared else []
-    if apart:
-        said.append("Cells differ in how they were measured, as their rows say: part of their difference is that.")
-    return said
+    said, apart = words(usual(info)), own(info)
+    if not said:
+        return []
+    if not apart:
+        return [f"Measured with {said}."]
+    return [
+        f"Measured with {said}, unless a row says otherwise.",
+        "Such rows were measured in another way: part of their difference is that.",
+    ]

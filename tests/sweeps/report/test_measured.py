@@ -80,7 +80,9 @@ def test_what_an_older_version_did_not_write_down_is_in_its_configurations(tmp_p
         config["evaluation"]["num_samples"] = 192
         (folder.trial(trial.trial_id) / "config.yaml").write_text(yaml.safe_dump(config))
     material = gather(folder)
-    assert measured_with.lines(material.info)[0].endswith("192 samples, reference /nowhere, prompts from caption.")
+    assert measured_with.lines(material.info)[0].endswith(
+        "reference /nowhere, prompts from caption, unless a row says otherwise."
+    )
     assert material.own_settings["repa_e"] == "guidance 5"
     assert set(pd.read_csv(write_as(folder, "csv", None))["sampling.guidance_scale"]) == {3.5, 5.0}
     (folder.trial(material.first_trial(material.cells[1].cell_id)) / "config.yaml").unlink()
@@ -103,10 +105,11 @@ def test_settings_that_all_cells_share_stand_in_one_line(tmp_path):
 def test_settings_in_which_cells_differ_stand_in_their_rows(tmp_path):
     info = info_like(**APART)
     (line, warning) = measured_with.lines(info)
-    assert line == "Measured with 10 sampling steps, guidance by text, the model's own weights, 192 samples."
-    assert warning.startswith("Cells differ in how they were measured")
+    assert line == ALIKE.replace("192 samples.", "192 samples, unless a row says otherwise.")
+    assert warning == "Such rows were measured in another way: part of their difference is that."
     assert "repa_e (2 seeds; measured with guidance 5)" in printed(info)
-    assert "baseline (2 seeds; measured with guidance 3.5)" in printed(info)
+    assert "baseline (2 seeds) " in printed(info)
+    assert "repa_dinov2 (2 seeds) " in printed(info)
     material = gather(stored.store_sweep(tmp_path, info, samples=False))
     assert "| repa\\_e (measured with guidance 5) |" in markdown(material)
     assert "<small>measured with guidance 5</small>" in render(material)
@@ -116,7 +119,9 @@ def test_settings_in_which_cells_differ_stand_in_their_rows(tmp_path):
 def test_prompts_and_reference_are_said_too():
     info = measured(info_of(stored.cells()), SETTINGS | {"reference": "data/photos", "prompts": "caption_long"},
                     repa_e={"prompts": "caption_short"})  # fmt: skip
-    assert measured_with.lines(info)[0].endswith("192 samples, reference data/photos.")
+    assert measured_with.lines(info)[0].endswith(
+        "192 samples, reference data/photos, prompts from caption_long, unless a row says otherwise."
+    )
     assert measured_with.own(info)["repa_e"] == {"prompts": "caption_short"}
     assert measured_with.words({"prompts": "caption_short"}) == "prompts from caption_short"
 
