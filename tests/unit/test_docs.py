@@ -5,21 +5,25 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import json
 import re
+import textwrap
 from functools import cache
 from pathlib import Path
 
+import jsonschema
 import pytest
 import typer
 
 from prx.config import EvaluationConfig
 from prx.registry import TECHNIQUES
+from prx.yamlsource import parse_yaml
 from sweeps.reference.page import slug
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("prx", "evaluation", "sweeps", "cluster")
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FOLDERS = "prx|sweeps|evaluation|cluster|tests|docs|\\.ci"
@@ -36,7 +40,7 @@ def text_of(path: Path) -> str:
 
 
 def blocks(text: str, language: str) -> list[str]:
-    return [body for found, body in FENCE.findall(text) if found == language]
+    return [textwrap.dedent(body) for _, found, body in FENCE.findall(text) if found == language]
 
 
 def prose(text: str) -> str:
@@ -126,6 +130,25 @@ def _found(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
         return False
+
+
+@cache
+def validator(schema: str) -> jsonschema.Draft202012Validator:
+    """What a part of a sweep, or of a base, may say: nothing in it is required."""
+    found = json.loads(text_of(ROOT / "sweeps" / f"{schema}.schema.json"))
+    return jsonschema.Draft202012Validator({key: value for key, value in found.items() if key != "required"})
+
+
+@every_doc
+def test_quoted_yaml_is_of_a_sweep_a_base_or_a_level(path):
+    for body in blocks(text_of(path), "yaml"):
+        data = parse_yaml(body).data
+        if data is None:  # only a comment
+            continue
+        if isinstance(data, list):  # levels of an axis
+            data = {"axes": {"axis": data}}
+        sweeps = validator("sweep").schema["properties"]
+        validator("sweep" if set(data) <= set(sweeps) else "run").validate(data)
 
 
 @every_doc
