@@ -55,10 +55,11 @@ class Costs:
         """What the sweep's own trials trained of what they stand for."""
         return self.stands_for - self.taken_over
 
-    def sentences(self) -> list[str]:
-        """Say what the sweep cost, and what it was spared."""
+    def sentences(self, running: bool = False) -> list[str]:
+        """Say what the sweep cost, so far if it is `running`, and what it was spared."""
         hours, price = self.trained if self.paid is None else self.paid, self.price
-        said = [f"The sweep cost {hours_text(hours, price)}" + (f", {per_hour(price)}." if price else ".")]
+        sum_, rate = hours_text(hours, price), f", {per_hour(price)}" if price else ""
+        said = [f"The sweep has cost {sum_} so far{rate}." if running else f"The sweep cost {sum_}{rate}."]
         spared = [f"replaying and sharing {hours_text(self.taken_over, price)}"] if self.taken_over > 0 else []
         spared += [f"early stopping about {hours_text(self.spared, price)}"] if self.spared > 0 else []
         return [*said, f"It was spared: {', '.join(spared)}."] if spared else said

@@ -77,7 +77,7 @@ def answers(material: Material) -> list[Answer]:
         Answer("Together", _together(material)),
         Answer("Sampling", _sampling(material)),
         Answer("Price", _price(material)),
-        Answer("Cost", " ".join(material.costs.sentences()) if material.ranked else ""),
+        Answer("Cost", " ".join(material.costs.sentences(material.running)) if material.ranked else ""),
         Answer("How sure", _sure(material)),
     ]
     return [answer for answer in found if answer.text]
