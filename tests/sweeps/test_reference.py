@@ -79,6 +79,7 @@ RIGHT = {
     "designs": AXES + "design: {use: leave_one_out, full: {tokenizer: repa_e}}",
     "more seeds": AXES + "seeds: {start: 1, up_to: 3}",
     "stoppers": AXES + "scheduler: {use: none, stop: {target: {value: 0.1}, plateau: {evaluations: 2}}}",
+    "trackers": AXES + "tracking: [{use: wandb, project: p, mode: offline}, {use: tensorboard}]",
     "a search": AXES + "search: {trials: 3, space: {losses.repa.weight: default, optimizer: default, "
     "losses.repa.stop_step: {choice: [100, never]}, optimizer.lr: {log_uniform: [1e-4, 1e-2]}}}",
 }  # fmt: skip
@@ -109,6 +110,7 @@ WRONG = {
     "an exclusion without a reason": HEAD + TRIAL + AXES + "exclude: [{alignment: none}]",
     "a budget": HEAD + TRIAL + AXES + "budget: {hours: 0}",
     "a table of the article": HEAD + TRIAL + AXES + "article: latent_512",
+    "a tracker": HEAD + TRIAL + AXES + "tracking: [{use: comet}]",
     "a sampler": HEAD + TRIAL + AXES + "search: {sampler: tree, trials: 3, space: {optimizer.lr: default}}",
     "a range": HEAD + TRIAL + AXES + "search: {trials: 3, space: {optimizer.lr: {log_unifrom: [1e-4, 1e-2]}}}",
     "a setting": HEAD + TRIAL + AXES + "set: {sampling.num_step: 3}",
