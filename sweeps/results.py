@@ -172,7 +172,8 @@ def _entry(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     whole = isinstance(found, dict) and {"kind", "step", "wall_seconds"} <= found.keys()
-    return found if whole else None
+    losses = found.get("losses", ["0", 0]) if whole else None
+    return found if isinstance(losses, list) and len(losses) == 2 else None
 
 
 def append_damage(folder: Path, line: str) -> None:

@@ -28,7 +28,7 @@ def render_plan(plan: Plan, limit: int = LIMIT) -> RenderableType:
         from sweeps.search.show import render_search  # imports optuna
 
         parts.append(render_search(plan, plan.search))
-    parts += [_confound(found) for found in confounds(plan)[:limit]]
+    parts += [*_too_early(plan), *(_confound(found) for found in confounds(plan)[:limit])]
     shared = render_tree(stage_tree(plan))
     if shared is not None:
         parts.append(shared)
@@ -84,6 +84,20 @@ def _early(plan: Plan) -> str:
     share = f"about 1 in {scheduler.reduction_factor} goes on"
     least = f" (at least {least_steps(plan):,} steps in all)" if scheduler.use == "halving" and rungs else ""
     return f"{evaluations}; {scheduler.use} on {scheduler.metric} at {at}: {share}{least}{ends}"
+
+
+def _too_early(plan: Plan) -> list[Text]:
+    """Warn of rungs at which the learning rate still rises: ranks there were found to say the opposite of the end's."""
+    warmup = max((cell.config.warmup_steps for cell in plan.cells), default=0)
+    within = [f"{rung:,}" for rung in plan.spec.rungs() if rung <= warmup]
+    if not within:
+        return []
+    text = f"note: {_list('rung', within)} within the warm-up of the learning rate ({warmup:,} steps), where cells "
+    return [Text(f"{text}that learn fast later may rank last; scheduler.grace_steps moves the first rung", style="yellow")]
+
+
+def _list(what: str, items: Sequence[str]) -> str:
+    return f"{what} {items[0]} lies" if len(items) == 1 else f"{what}s {' and '.join(items)} lie"
 
 
 def _cells(cells: Sequence[Cell], limit: int) -> Table:

@@ -334,3 +334,12 @@ def test_long_plans_are_cut():
     levels = ", ".join(f"{{name: l{i}, patch: {{batch_size: {i + 1}}}}}" for i in range(70))
     text = shown(plan_of(HEAD + f"axes:\n  size: [{levels}]\n"))
     assert "and 10 more cells" in text
+
+
+def test_rungs_within_the_warm_up_are_warned_of():
+    more = "scheduler: {{use: halving, grace_steps: {}, reduction_factor: 2}}\nset: {{warmup_steps: 200}}\n"
+    early = shown(plan_of(THREE + more.format(100)), width=300)
+    assert "note: rungs 100 and 200 lie within the warm-up of the learning rate (200 steps)" in early
+    late = plan_of(THREE.replace("steps: 300", "steps: 600") + more.format(300))
+    assert late.spec.rungs() == (300,)
+    assert "warm-up" not in shown(late, width=300)

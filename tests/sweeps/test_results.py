@@ -57,6 +57,15 @@ def test_a_half_written_line_is_left_out_reported_and_overwritten(tmp_path):
     assert read_journal(tmp_path).damage == []
 
 
+@pytest.mark.parametrize("losses", ["1.5", ["1.5"], [1.5, 2.5, 3.5]])
+def test_a_line_of_another_form_is_left_out_and_reported(tmp_path, losses):
+    append_journal(tmp_path, entry(10, cmmd=1.5))
+    append_journal(tmp_path, {"kind": "interrupted", "step": 15, "wall_seconds": 1.7, "losses": losses})
+    journal = read_journal(tmp_path)
+    assert (list(journal.boundaries), journal.losses) == ([10], {})
+    assert len(journal.damage) == 1
+
+
 def test_not_a_number_never_enters_the_journal(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         append_journal(tmp_path, entry(10, cmmd=float("nan")))
