@@ -93,7 +93,8 @@ def _too_early(plan: Plan) -> list[Text]:
     if not within:
         return []
     text = f"note: {_list('rung', within)} within the warm-up of the learning rate ({warmup:,} steps), where cells "
-    return [Text(f"{text}that learn fast later may rank last; scheduler.grace_steps moves the first rung", style="yellow")]
+    text += "that learn fast later may rank last; scheduler.grace_steps moves the first rung"
+    return [Text(text, style="yellow")]
 
 
 def _list(what: str, items: Sequence[str]) -> str:
