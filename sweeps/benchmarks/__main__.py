@@ -109,12 +109,13 @@ def early_stopping(
     workers: Annotated[int, typer.Option(help="Trials at a time.", min=1)] = 2,
     factor: Annotated[int | None, typer.Option(help="Reduction factor, instead of the default.", min=2)] = None,
     noise_errors: Annotated[float | None, typer.Option(help="What counts as a tie, instead of the default.")] = None,
+    grace_steps: Annotated[int | None, typer.Option(help="First rung (default: first evaluation).", min=1)] = None,
 ) -> None:
     """Compare early stopping with Ray's ASHA and with none on recorded curves: steps saved, best cell kept."""
     from sweeps.benchmarks.early_stopping import measure
     from sweeps.stopping.spec import SchedulerSpec
 
-    given = {"reduction_factor": factor, "noise_errors": noise_errors}
+    given = {"reduction_factor": factor, "noise_errors": noise_errors, "grace_steps": grace_steps}
     spec = SchedulerSpec.model_validate({key: value for key, value in given.items() if value is not None})
     measure(results, seeds or (), metric, arrivals, workers, spec)
 
