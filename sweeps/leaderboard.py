@@ -78,7 +78,7 @@ class Leaderboard:
     def __init__(self, frame: pd.DataFrame, info: SweepInfo) -> None:
         from sweeps.other_settings import other_settings
 
-        self.info, self.results = info, ranking(frame, info)
+        self.info, self.results, self._frame = info, ranking(frame, info), frame
         self._own = {name: words(settings) for name, settings in own(info).items()}
         self.others = other_settings(frame, info, info.metric)
         # The figures of the front come from the table itself: a metric may have no column here.
@@ -91,7 +91,7 @@ class Leaderboard:
             yield Text(line)
         if self.info.price_per_device_hour is not None:
             yield Text(f"Cost: of one trial of the cell, at {self.info.price_per_device_hour:g} a device-hour.")
-        for line in notes(self.results, self.info):
+        for line in notes(self._frame, self.results, self.info):
             yield Text(line)
         if self.front is not None:
             yield Text(self.front)
@@ -196,53 +196,21 @@ def _method(result: CellResult, measured: str | None) -> str:
     return f"{result.name} ({'; '.join(beside)})" if beside else result.name
 
 
-def notes(results: Sequence[CellResult], info: SweepInfo) -> list[str]:
+def notes(frame: pd.DataFrame, results: Sequence[CellResult], info: SweepInfo) -> list[str]:
     """Say in words what may be concluded, and what may not."""
-    lines = [verdict(results, info)]
+    lines = [verdict(frame, results, info)]
     if any(result.state == "pruned" for result in results):
         shown = heading(info.metric)
         lines.append(f"Pruned cells stopped early: their figures, {shown} included, are at fewer steps.")
     return lines
 
 
-def _without_runner_up(results: Sequence[CellResult], full: Sequence[CellResult], info: SweepInfo) -> str:
-    if full and all(result.state in FINISHED for result in results):
-        return f"{full[0].name} alone reached step {info.steps}; the others ended before, as the table says."
-    return f"No two cells reached step {info.steps}: nothing to compare yet."
+def verdict(frame: pd.DataFrame, results: Sequence[CellResult], info: SweepInfo) -> str:
+    """Say what the report says: whether the leader of the cells at full length is a winner."""
+    from sweeps.analysis import observations
+    from sweeps.analysis import verdict as judge
+    from sweeps.conclusion import conclusion
 
-
-def verdict(results: Sequence[CellResult], info: SweepInfo) -> str:
-    """Name a winner only if its lead over the runner-up is beyond their standard errors."""
-    full = [result for result in results if result.step == info.steps and info.metric in result.metrics]
-    shown = heading(info.metric)
-    if len(full) < 2:
-        return _without_runner_up(results, full, info)
-    first, second = full[0], full[1]
-    gap, noise = _lead(first, second, info.metric)
-    if noise is None:
-        return f"Best {shown}: {first.name}, by {gap:.2g}; without standard errors that may be chance."
-    if gap > noise:
-        return f"Winner by {shown}: {first.name}, ahead of {second.name} by {gap:.2g} (noise {noise:.2g})."
-    return (
-        f"Not separable at this budget: {first.name} leads {second.name} by {gap:.2g} {shown}, "
-        f"within the noise of {noise:.2g}. More seeds or more samples would tell."
-    )
-
-
-def _lead(first: CellResult, second: CellResult, metric: str) -> tuple[float, float | None]:
-    """Give the gap between two cells and half its 95 % interval; None where nothing is known of the noise.
-
-    Paired over the seeds that both have; with one, from the metric's own standard errors, as in the report.
-    """
-    from sweeps.analysis.intervals import quantile
-
-    one, two = first.metrics[metric], second.metrics[metric]
-    pairs = [first.by_seed[seed] - second.by_seed[seed] for seed in first.by_seed if seed in second.by_seed]
-    if len(pairs) > 1:
-        mean = math.fsum(pairs) / len(pairs)
-        spread = math.sqrt(math.fsum((pair - mean) ** 2 for pair in pairs) / (len(pairs) - 1))
-        return abs(mean), quantile(len(pairs) - 1) * spread / math.sqrt(len(pairs))
-    gap = abs(one.value - two.value)
-    if one.se is None or two.se is None:
-        return gap, None
-    return gap, quantile(math.inf) * math.hypot(one.se, two.se)
+    ended = all(result.state in FINISHED for result in results)
+    found = judge.verdict(observations.observe(frame, info, info.metric, METRICS[info.metric].better))
+    return conclusion(found, heading(info.metric), info.steps, ended=ended)

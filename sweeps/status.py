@@ -15,9 +15,12 @@ from rich.text import Text
 from prx.errors import UserError
 from prx.yamlsource import read_yaml
 from sweeps.article import render_article
-from sweeps.leaderboard import render_leaderboard
-from sweeps.results import STATES, SweepFolder, collect, read_info, read_state
+from sweeps.leaderboard import STYLE, render_leaderboard
+from sweeps.results import STATES, SweepFolder, SweepInfo, collect, read_info, read_state
 from sweeps.steps import read_steps
+
+WITH_REASON = ("failed", "paused", "pruned")
+MOST_REASONS = 20
 
 
 @contextmanager
@@ -68,6 +71,20 @@ def find(sweep: str, store: Path) -> SweepFolder:
     return SweepFolder(store, str(data["name"]))
 
 
+def _reasons(folder: SweepFolder, info: SweepInfo) -> list[Text]:
+    """Say why trials failed, wait or were stopped; failures first, and at most `MOST_REASONS`."""
+    seeds = len({trial.seed for trial in info.trials})
+    states = [(trial, read_state(folder.trial(trial.trial_id))) for trial in info.trials]
+    told = [(trial, state) for trial, state in states if state.reason and state.state in WITH_REASON]
+    told.sort(key=lambda item: WITH_REASON.index(item[1].state))
+    found = []
+    for trial, state in told[:MOST_REASONS]:
+        name = trial.name + (f" (seed {trial.seed})" if seeds > 1 else "")
+        found.append(Text(f"{state.state} {name}: {state.reason}", style=STYLE.get(state.state, "cyan")))
+    rest = len(told) - MOST_REASONS
+    return found + ([Text(f"and {rest:,} more, in {folder.results}", style="dim")] if rest > 0 else [])
+
+
 def render_status(folder: SweepFolder) -> RenderableType:
     """Draw the leaderboard as of now, and say how many trials stand where."""
     import pandas as pd
@@ -78,7 +95,7 @@ def render_status(folder: SweepFolder) -> RenderableType:
     rows, damage = collect(folder, info)
     words = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     head = Text(f"{info.name}: {'running' if running else 'not running'}; {words}", style="bold")
-    lines = [Text(str(read_steps(folder, info)))]
+    lines = [Text(str(read_steps(folder, info))), *_reasons(folder, info)]
     lines += [Text(f"damaged: {line}", style="yellow") for line in damage]
     if not rows:
         return Group(head, *lines, Text("No boundary has been reached yet."))

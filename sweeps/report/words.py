@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sweeps.analysis.effects import Effect
+from sweeps.conclusion import conclusion
 from sweeps.costs import money
 from sweeps.leaderboard import figure
 from sweeps.live import seconds_text
 from sweeps.other_settings import sentences
 from sweeps.pareto import not_dominated, sentence
+from sweeps.results import FINISHED
 
 if TYPE_CHECKING:
     from sweeps.report.gather import Material
@@ -84,40 +86,13 @@ def answers(material: Material) -> list[Answer]:
 
 
 def _best(material: Material) -> str:
-    found, heading = material.verdict, material.heading(material.metric)
-    if found is None:
-        return f"No cell has reached step {material.info.steps} yet."
-    if found.runner_up is None or found.lead is None:
-        return f"{found.leader} alone has reached step {material.info.steps}; there is nothing to compare it with yet."
-    gap, lead = figure(abs(found.lead.estimate), 2), found.lead
-    if found.separable and lead.basis == "seeds":
-        noise = f"beyond the noise between {lead.seeds} seeds"
-        return f"{found.leader} wins: {gap} {heading} ahead of {found.runner_up}, {noise}."
-    if found.separable:
-        return (
-            f"{found.leader} leads {found.runner_up} by {gap} {heading}, more than the samples' noise; one seed cannot "
-            "say whether training again would give the same."
-        )
-    if lead.basis == "none":
-        return f"{found.leader} leads {found.runner_up} by {gap} {heading}; without standard errors that may be chance."
-    return (
-        f"No winner: {found.leader} leads {found.runner_up} by {gap} {heading}, within the noise. {_needed(material)}"
-    )
+    ended = all(state.state in FINISHED for state in material.states.values())
+    return conclusion(material.verdict, material.heading(material.metric), material.info.steps, ended=ended)
 
 
 def _goals(material: Material) -> str:
     info = material.info
     return sentence(not_dominated(material.frame, info), info) if len(info.objectives) == 2 else ""
-
-
-def _needed(material: Material) -> str:
-    found = material.verdict
-    assert found is not None
-    if found.seeds_needed is not None:
-        return f"If lead and noise are what they seem, {found.seeds_needed} seeds in all would tell (power 80 %)."
-    if found.lead is not None and found.lead.basis == "seeds":
-        return "More than a thousand seeds would be needed to tell: call them equal."
-    return "With one seed nobody knows how many more would tell: run at least three."
 
 
 def _helped(material: Material) -> str:

@@ -24,6 +24,10 @@ def text(frame, info):
     return capture.get()
 
 
+def said(frame):
+    return verdict(frame, ranking(frame, INFO), INFO)
+
+
 INFO = make_info("base", "a", "b", "c", "d")
 
 
@@ -80,26 +84,30 @@ def test_an_unfinished_seed_leaves_the_cell_unfinished():
 @pytest.mark.parametrize(
     ("one", "two", "expected"),
     [
-        ({"cmmd": 1.0, "cmmd_se": 0.1}, {"cmmd": 2.0, "cmmd_se": 0.1}, "Winner by CMMD: a, ahead of b by 1 "),
+        (
+            {"cmmd": 1.0, "cmmd_se": 0.1},
+            {"cmmd": 2.0, "cmmd_se": 0.1},
+            "a leads b by 1 CMMD, more than the samples' noise; one seed",
+        ),
         (
             {"cmmd": 1.0, "cmmd_se": 0.4},
             {"cmmd": 2.0, "cmmd_se": 0.4},
-            "Not separable at this budget: a leads b",
+            "No winner: a leads b by 1 CMMD, within the noise. With one seed",
         ),
-        ({"cmmd": 1.0}, {"cmmd": 2.0}, "Best CMMD: a, by 1; without standard errors"),
+        ({"cmmd": 1.0}, {"cmmd": 2.0}, "a leads b by 1 CMMD; without standard errors"),
     ],
 )
 def test_verdict(one, two, expected):
     frame = pd.DataFrame([row("a", 40, **one), row("b", 40, **two)])
-    assert verdict(ranking(frame, INFO), INFO).startswith(expected)
+    assert said(frame).startswith(expected)
 
 
 def test_verdict_needs_two_cells_at_full_length():
     frame = pd.DataFrame([row("a", 40, cmmd=1.0), row("b", 10, "running", cmmd=0.5)])
-    assert verdict(ranking(frame, INFO), INFO) == "No two cells reached step 40: nothing to compare yet."
+    assert said(frame) == "a alone has reached step 40; there is nothing to compare it with yet."
     frame = pd.DataFrame([row("a", 40, cmmd=1.0), row("b", 10, "pruned", cmmd=0.5)])
-    text = "a alone reached step 40; the others ended before, as the table says."
-    assert verdict(ranking(frame, INFO), INFO) == text
+    text = "a alone has reached step 40; the others ended before, as the table says."
+    assert said(frame) == text
 
 
 def test_a_metric_to_maximise_ranks_the_other_way():
@@ -122,13 +130,13 @@ def test_seeds_are_paired_so_what_moves_both_cells_alike_hides_no_winner():
     rows = [row(name, 40, seed=seed, cmmd=base + shared[seed] + jitter)
             for name, base, jitters in (("a", 1.0, (0.0, 0.01, -0.01)), ("b", 1.5, (0.01, -0.01, 0.0)))
             for seed, jitter in enumerate(jitters)]  # fmt: skip
-    assert verdict(ranking(pd.DataFrame(rows), INFO), INFO).startswith("Winner by CMMD: a, ahead of b by 0.5")
+    assert said(pd.DataFrame(rows)).startswith("a wins: 0.5 CMMD ahead of b, beyond the noise between 3 seeds")
 
 
 def test_two_seeds_whose_lead_changes_sides_name_no_winner():
     rows = [row("a", 40, seed=0, cmmd=1.0), row("a", 40, seed=1, cmmd=1.2),
             row("b", 40, seed=0, cmmd=1.5), row("b", 40, seed=1, cmmd=1.1)]  # fmt: skip
-    assert verdict(ranking(pd.DataFrame(rows), INFO), INFO).startswith("Not separable at this budget: a leads b by 0.2")
+    assert said(pd.DataFrame(rows)).startswith("No winner: a leads b by 0.2 CMMD, within the noise. If lead")
 
 
 def test_any_metric_that_decides_ranks_and_is_shown():

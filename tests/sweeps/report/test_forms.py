@@ -39,7 +39,7 @@ def command(monkeypatch, *arguments):
 def test_the_command_writes_the_page_and_prints_the_table(monkeypatch, capsys, store):
     assert command(monkeypatch, "simulated", "--store", store) == 0
     printed = capsys.readouterr().out
-    assert "Winner by CMMD" in printed
+    assert " wins: " in printed
     assert f"report: {store}/sweeps/simulated/report.html" in printed
 
 
