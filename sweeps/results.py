@@ -21,6 +21,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from prx.errors import UserError
 from sweeps.metrics import QUALITY, Direction
 
@@ -174,6 +176,13 @@ def _entry(line: bytes) -> dict[str, Any] | None:
     whole = isinstance(found, dict) and {"kind", "step", "wall_seconds"} <= found.keys()
     losses = found.get("losses", ["0", 0]) if whole else None
     return found if isinstance(losses, list) and len(losses) == 2 else None
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Keep the settings of a trial; a sweep may write ten thousand, so by the C library where there is one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.dump(dict(config), Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False)
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
 
 
 def append_damage(folder: Path, line: str) -> None:

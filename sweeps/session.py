@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from rich.console import Console
 
 from cluster.connect import Attached, ConnectError, attach
@@ -24,7 +23,7 @@ from sweeps.logs import ENVIRONMENT, environment, terminated_as_interrupted
 from sweeps.measured_with import settings_of
 from sweeps.metrics import METRICS
 from sweeps.order import in_order
-from sweeps.results import FINISHED, SweepFolder, SweepInfo, TrialInfo
+from sweeps.results import FINISHED, SweepFolder, SweepInfo, TrialInfo, write_config
 from sweeps.stopping.pace import scheduled_until
 from sweeps.stopping.spec import RAY_RULES
 from sweeps.waves import Wave, make_waves
@@ -188,10 +187,7 @@ class Session:
     def _write_configs(self, pending: Sequence[Trial]) -> None:
         """Keep the settings of every trial that may train, or turns out to be known from another sweep."""
         for trial in pending:
-            path = self.folder.trial(trial.trial_id) / "config.yaml"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            config = trial.config.model_dump(mode="json")
-            path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+            write_config(self.folder.trial(trial.trial_id), trial.config.model_dump(mode="json"))
 
     def _prepare(self, pending: Sequence[Trial]) -> None:
         from sweeps.trial import load
