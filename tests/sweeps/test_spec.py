@@ -69,7 +69,7 @@ def test_rungs_are_steps(scheduler, rungs):
     [
         ("sedes: [1]",
          "s.yaml:7: sedes: unknown key; must be one of also, article, axes, base, baseline, budget, catalogue, "),
-        ("sedes: [1]", "seeds, set, trial; got 'sedes' (did you mean 'seeds'?)"),
+        ("sedes: [1]", "seeds, set, tracking, trial; got 'sedes' (did you mean 'seeds'?)"),
         ("seeds: []", "s.yaml:7: seeds: "),
         ("seeds: [0, 1, 0]", "s.yaml:7: seeds[2]: must be distinct, got 0 twice"),
         ("seeds: [-1]", "s.yaml:7: seeds[0]: must be greater than or equal to 0, got -1"),
