@@ -45,10 +45,11 @@ class Head:
 def head() -> Iterator[Head]:
     # Short: Ray's socket paths below it have a limit.
     folder = Path(tempfile.mkdtemp(prefix="prx-", dir="/tmp"))
-    gcs, server, client = free_ports(3)
+    gcs, server, client, agent = free_ports(4)
     environment = clean_environment(folder)
     where = ["--node-ip-address=127.0.0.1", f"--port={gcs}", f"--ray-client-server-port={client}"]
     where += ["--dashboard-host=127.0.0.1", f"--dashboard-port={server}", f"--temp-dir={folder / 'ray'}"]
+    where.append(f"--dashboard-agent-listen-port={agent}")  # another Ray on this machine holds the default
     process = subprocess.Popen(
         [BIN / "ray", "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats", *where],
         env=environment,
