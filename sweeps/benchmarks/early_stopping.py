@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from rich.console import Console
+from scipy.stats import spearmanr
 
 from sweeps.simulation.curves import CurveSet
 from sweeps.simulation.study import Study, arrivals_of, read_curves, render, study, variants
@@ -39,7 +41,24 @@ def measure(
         console.print(_summary(alone, use, "every seed alone"))
         if len(mine) > len(alone):
             console.print(_summary(mine[-1:], use, "seeds judged together"))
+    early = ", ".join(f"{step}: {found:.2f}" for step, found in foresight(curves).items())
+    console.print(f"rank correlation of the cells' means with those at the end, by step: {early}")
     return studies
+
+
+def foresight(curves: CurveSet) -> dict[int, float]:
+    """Say how well the ranks of the cells, by their means over seeds, foretell those at the end (Spearman), by step."""
+    means: dict[int, dict[str, list[float]]] = {}
+    for curve in curves.curves:
+        for step, (value, _) in curve.values.items():
+            means.setdefault(step, {}).setdefault(curve.info.cell_id, []).append(value)
+    last = means.pop(max(means))
+    found = {}
+    for step, cells in sorted(means.items()):
+        both = [cell for cell in last if cell in cells]
+        pairs = [[fmean(cells[cell]) for cell in both], [fmean(last[cell]) for cell in both]]
+        found[step] = float(spearmanr(*pairs).statistic)
+    return found
 
 
 def _parts(curves: CurveSet) -> list[tuple[str, CurveSet]]:

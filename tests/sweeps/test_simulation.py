@@ -10,11 +10,13 @@ from typer.testing import CliRunner
 from prx.errors import UserError
 from sweeps.__main__ import app
 from sweeps.benchmarks.__main__ import app as benchmarks
-from sweeps.simulation.curves import recorded
+from sweeps.benchmarks.early_stopping import foresight
+from sweeps.simulation.curves import Curve, CurveSet, recorded
 from sweeps.simulation.simulate import Arrival, Truth, simulate
 from sweeps.simulation.study import arrivals_of, read_curves, study
 from sweeps.simulation.synthetic import Model, grid_info, synthetic
 from sweeps.stopping.spec import SchedulerSpec
+from tests.sweeps import fakes
 
 HALVING = SchedulerSpec(use="halving", reduction_factor=3)
 
@@ -132,6 +134,16 @@ def test_simulate_draws_curves_for_a_sweep(tmp_path):
     assert done.exit_code == 0, done.output
     assert "4 trials of 300 steps" in done.output
     assert "drawn from a model" in done.output
+
+
+def test_foresight_is_the_rank_correlation_of_means_with_the_end():
+    info = fakes.make_info("a", "b", "c", seeds=(0, 1))
+    early = {"a": (1.0, 3.0), "b": (4.0, 6.0), "c": (7.0, 1.0)}  # means 2, 5, 4
+    made = [
+        Curve(trial, {10: (early[trial.name][trial.seed], 0.1), 20: (-end, 0.1), 40: (end, 0.1)})
+        for trial, end in ((trial, ord(trial.name)) for trial in info.trials)
+    ]
+    assert foresight(CurveSet(info, tuple(made))) == pytest.approx({10: 0.5, 20: -1.0})
 
 
 def test_the_benchmark_compares_seed_by_seed_and_all_together(curves, tmp_path):
