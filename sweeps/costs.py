@@ -62,7 +62,7 @@ class Costs:
         said = [f"The sweep has cost {sum_} so far{rate}." if running else f"The sweep cost {sum_}{rate}."]
         spared = [f"replaying and sharing {hours_text(self.taken_over, price)}"] if self.taken_over > 0 else []
         spared += [f"early stopping about {hours_text(self.spared, price)}"] if self.spared > 0 else []
-        return [*said, f"It was spared: {', '.join(spared)}."] if spared else said
+        return [*said, f"Spared: {', '.join(spared)}."] if spared else said
 
     def facts(self) -> list[tuple[str, str]]:
         """List every figure by name."""

@@ -55,7 +55,7 @@ def test_what_is_shared_and_what_is_stopped_is_counted_at_its_price(folder):
     assert found.sentences(running=True)[0] == "The sweep has cost 7 device-hours (17.5) so far, at 2.5 a device-hour."
     assert found.sentences() == [
         "The sweep cost 7 device-hours (17.5), at 2.5 a device-hour.",
-        "It was spared: replaying and sharing 2 device-hours (5), early stopping about 7 device-hours (17.5).",
+        "Spared: replaying and sharing 2 device-hours (5), early stopping about 7 device-hours (17.5).",
     ]
 
 
