@@ -28,6 +28,8 @@ class Events(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """A trial got a worker."""
+        if isinstance(trial, Attempt):
+            trial.began = True
         self.ledger.started_trial(ours(trial))
 
     def on_trial_result(

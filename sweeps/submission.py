@@ -19,6 +19,9 @@ from cluster.resources import TrialShape, resources
 
 ATTEMPTS = 3
 """Worker processes that a trial may use up in one run, before it counts as failed."""
+HANDED_OUT = 10
+"""How often it may be handed out for that: a process that was dead before the trial began in it was not used up. One
+stroke can take several, such as those that Tune keeps for the next trials."""
 AGAIN = "+"
 """Stands between our id and the number of the attempt, in Tune's ids from the second one on."""
 
@@ -53,6 +56,8 @@ class Attempt(TuneTrial):
 
     died, repeated = False, False
     """Whether its process died, without an exception of its own, and whether the trial is tried again."""
+    began = False
+    """Whether it ever had a process that answered."""
     last_words = ""
     """What Ray says of its end."""
 
@@ -116,7 +121,8 @@ class TrialQueue(SearchAlgorithm):
         """
         if not isinstance(trial, Attempt) or not trial.died or self._given[trial].workers > 1:
             return False
-        trial.repeated = self._attempts[ours(trial)] < ATTEMPTS
+        used = sum(other.began for other in self._given if ours(other) == ours(trial))
+        trial.repeated = used < ATTEMPTS and self._attempts[ours(trial)] < HANDED_OUT
         if trial.repeated:
             self._waiting.appendleft(self._given[trial])
         return trial.repeated
