@@ -313,16 +313,19 @@ def write_results(
 
 
 def read_results(path: Path) -> pd.DataFrame:
-    """Read a table of results.
+    """Read a table of results, also while a sweep replaces it.
 
     Raises:
         UserError: There is none.
     """
     import pandas as pd
 
-    if not path.is_file():
-        raise UserError(f"{path}: does not exist; no boundary has been reached yet")
-    return pd.read_parquet(path)
+    try:
+        # Given a path, pyarrow opens it twice: the layout would be of one table and the pages of the next.
+        with path.open("rb") as handle:
+            return pd.read_parquet(handle)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: does not exist; no boundary has been reached yet") from error
 
 
 def collect(folder: SweepFolder, info: SweepInfo) -> tuple[list[dict[str, Any]], list[str]]:

@@ -13,6 +13,7 @@ from rich.table import Table
 from prx.errors import UserError
 from sweeps.leaderboard import figure
 from sweeps.plan import Plan
+from sweeps.results import read_results
 from sweeps.session import sweep_info
 from sweeps.simulation.curves import CurveSet, recorded
 from sweeps.simulation.simulate import Arrival, Outcome, Truth, simulate
@@ -110,12 +111,10 @@ def read_curves(results: Path, metric: str, seeds: Sequence[int] = ()) -> CurveS
     Raises:
         UserError: There is no such table, or it holds no whole curves.
     """
-    import pandas as pd
-
     if not results.is_file():
         raise UserError(f"{results}: does not exist; name a results.parquet")
     try:
-        frame = pd.read_parquet(results)
+        frame = read_results(results)
     except (OSError, ValueError) as error:
         raise UserError(f"{results}: must be a table of results in Parquet ({error})") from error
     return recorded(frame, metric, str(results), seeds)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import threading
 
 import pytest
 
@@ -118,6 +120,32 @@ def test_table_has_every_column_whatever_the_rows(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["results.parquet"]
     with pytest.raises(UserError, match="no boundary has been reached yet"):
         read_results(tmp_path / "none.parquet")
+
+
+def test_a_table_that_is_replaced_all_the_time_is_read_whole(tmp_path):
+    path, over = tmp_path / "results.parquet", threading.Event()
+    trial = make_info("a").trials[0]
+
+    def rows(count):
+        return trial_rows(trial, Journal({step: entry(step, cmmd=1.0) for step in range(count)}), TrialState())
+
+    tables = [rows(count) for count in (1, 5, 9)]
+
+    def replace_it():
+        for table in itertools.cycle(tables):
+            write_results(table, list(trial.levels), path)
+            if over.is_set():
+                return
+
+    write_results(tables[0], list(trial.levels), path)
+    writer = threading.Thread(target=replace_it)
+    writer.start()
+    try:
+        found = {len(read_results(path)) for _ in range(200)}
+    finally:
+        over.set()
+        writer.join()
+    assert found <= {1, 5, 9}
 
 
 def test_collect_reads_a_sweep_back(tmp_path):
