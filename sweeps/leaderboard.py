@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,9 @@ HEADINGS = {
     "adherence": "adherence",
     "batches_per_second": "batches/s",
 }
+UNEVEN = (
+    "Not every cell has every seed: rows are ranked by what each would have with all of them, not by the means shown."
+)
 RANK = {"complete": 0, "running": 1, "paused": 1, "pending": 1, "pruned": 2, "failed": 3}
 STYLE = {"complete": "green", "pruned": "dim", "failed": "red"}
 
@@ -58,9 +61,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class CellResult:
-    """A cell at the last step that all its counted seeds reached; `by_seed` is the deciding metric's value there.
+    """A cell at the last step that all its counted seeds reached.
 
-    `device_hours` is what one of its trials costs, mean over them, None where that was not measured.
+    `standings` are the figures it is ranked by, `sweeps.analysis.cell_means.standings` of the cells at full length;
+    unlike `metrics` where cells have different seeds. `device_hours` is what one of its trials costs, mean over
+    them, None where that was not measured.
     """
 
     name: str
@@ -68,8 +73,8 @@ class CellResult:
     step: int
     seeds: int
     metrics: dict[str, Estimate]
-    by_seed: dict[int, float] = field(default_factory=dict)
     device_hours: float | None = None
+    standings: dict[str, float] = field(default_factory=dict)
 
 
 class Leaderboard:
@@ -137,32 +142,51 @@ def render_leaderboard(frame: pd.DataFrame, info: SweepInfo) -> Leaderboard:
 
 def ranking(frame: pd.DataFrame, info: SweepInfo) -> list[CellResult]:
     """Aggregate seeds and sort cells. Planned cells without a boundary come as they stand."""
-    groups = [group for _, group in frame.groupby("cell_id", sort=False)]
-    results = [_cell_result(group, info) for group in groups]
+    counted = [_counted(group) for _, group in frame.groupby("cell_id", sort=False)]
+    full = [rows for rows in counted if rows["step"].iloc[0] == info.steps and (rows["state"] != "failed").all()]
+    standings = _standings(full, info)
+    results = [_cell_result(rows, info, standings) for rows in counted]
     sign = 1.0 if info.mode == "min" else -1.0
 
     def key(result: CellResult) -> tuple[Any, ...]:
-        metric = result.metrics.get(info.metric)
-        value = sign * metric.value if metric else math.inf
+        value = sign * result.standings.get(info.metric, sign * math.inf)
         return RANK[result.state], -result.step, value, result.name
 
     return sorted(results, key=key)
 
 
-def _cell_result(group: pd.DataFrame, info: SweepInfo) -> CellResult:
-    """Take each seed at its last boundary; seeds that got further than others count, the others do not."""
+def _counted(group: pd.DataFrame) -> pd.DataFrame:
+    """Take each seed of a cell at its last boundary; seeds that got further than others count, the others do not."""
     last = group.sort_values("step").groupby("trial_id", sort=False).tail(1)
     good = last[last["state"] != "failed"]
-    used = good[good["step"] == good["step"].max()] if len(good) else last
+    return good[good["step"] == good["step"].max()] if len(good) else last
+
+
+def _standings(full: Sequence[pd.DataFrame], info: SweepInfo) -> Mapping[str, Mapping[str, float]]:
+    """Give what cells at full length are ranked by: metric -> cell -> figure."""
+    import pandas as pd
+
+    from sweeps.analysis.cell_means import standings
+
+    found = {}
+    rows = pd.concat(full) if full else pd.DataFrame()
+    for name in (name for name in METRICS if name in rows and name not in info.axes):
+        known = rows[rows[name].notna()]
+        cells, cell_ids = pd.factorize(known["cell_id"])
+        values = standings(cells, known["seed"].to_numpy(), known[name].to_numpy(dtype=float), len(cell_ids))
+        found[name] = dict(zip(cell_ids, values.tolist(), strict=True))
+    return found
+
+
+def _cell_result(used: pd.DataFrame, info: SweepInfo, standings: Mapping[str, Mapping[str, float]]) -> CellResult:
     # Seeds still on their way make the cell unfinished; otherwise the best end counts.
     states = sorted(set(used["state"]), key=lambda state: (state in FINISHED, RANK[state]))
-    names = [name for name in METRICS if name not in info.axes] if len(good) else []
+    names = [name for name in METRICS if name not in info.axes] if states != ["failed"] else []
     metrics = {name: e for name in names if (e := _estimate(used, name)) is not None}
-    name = str(used["name"].iloc[0])
-    values = used[used[info.metric].notna()] if len(good) and info.metric in used else used[:0]
-    by_seed = dict(zip(values["seed"].tolist(), values[info.metric].tolist(), strict=True)) if len(values) else {}
+    cell_id, step = used["cell_id"].iloc[0], int(used["step"].iloc[0])
+    ranked_by = {n: standings[n][cell_id] if step == info.steps else e.value for n, e in metrics.items()}
     hours = float(used["device_seconds"].mean()) / 3600 if "device_seconds" in used else None
-    return CellResult(name, states[0], int(used["step"].iloc[0]), len(used), metrics, by_seed, hours)
+    return CellResult(str(used["name"].iloc[0]), states[0], step, len(used), metrics, hours, ranked_by)
 
 
 def _estimate(rows: pd.DataFrame, name: str) -> Estimate | None:
@@ -182,7 +206,7 @@ def _best(name: str, results: Iterable[CellResult], info: SweepInfo) -> CellResu
     """Only cells at full length compete: early figures are figures of another length."""
     full = [result for result in results if result.step == info.steps and name in result.metrics]
     sign = 1.0 if METRICS[name].better == "min" else -1.0
-    return min(full, key=lambda result: sign * result.metrics[name].value) if len(full) > 1 else None
+    return min(full, key=lambda result: sign * result.standings[name]) if len(full) > 1 else None
 
 
 def _cell(estimate: Estimate | None, best: bool, with_error: bool) -> Text:
@@ -199,10 +223,18 @@ def _method(result: CellResult, measured: str | None) -> str:
 def notes(frame: pd.DataFrame, results: Sequence[CellResult], info: SweepInfo) -> list[str]:
     """Say in words what may be concluded, and what may not."""
     lines = [verdict(frame, results, info)]
+    if uneven(results, info):
+        lines.append(UNEVEN)
     if any(result.state == "pruned" for result in results):
         shown = heading(info.metric)
         lines.append(f"Pruned cells stopped early: their figures, {shown} included, are at fewer steps.")
     return lines
+
+
+def uneven(results: Iterable[CellResult], info: SweepInfo) -> bool:
+    """Say whether cells at full length differ in how many seeds they have there."""
+    full = (result for result in results if result.step == info.steps and info.metric in result.metrics)
+    return len({result.seeds for result in full}) > 1
 
 
 def verdict(frame: pd.DataFrame, results: Sequence[CellResult], info: SweepInfo) -> str:

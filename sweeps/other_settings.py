@@ -11,7 +11,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from sweeps.analysis.alternatives import Alternative, alternatives, means_of
+from sweeps.analysis.alternatives import Alternative, alternatives
+from sweeps.analysis.cell_means import standings_of
 from sweeps.analysis.observations import Observations
 from sweeps.leaderboard import Estimate
 from sweeps.metrics import METRICS
@@ -82,10 +83,10 @@ def _rows(found: Sequence[Alternative]) -> Iterator[Row]:
 
 
 def _ranked(observed: Observations) -> dict[str, Ranked]:
-    means = means_of(observed)
-    order = np.argsort(observed.sign * means, kind="stable").tolist()
+    means = [float(observed.value[observed.cell == i].mean()) for i in range(len(observed.cells))]
+    order = np.argsort(observed.sign * standings_of(observed), kind="stable").tolist()
     return {
-        cell.cell_id: Ranked(Estimate(float(means[i]), _error(observed, i)), order.index(i) + 1)
+        cell.cell_id: Ranked(Estimate(means[i], _error(observed, i)), order.index(i) + 1)
         for i, cell in enumerate(observed.cells)
     }
 

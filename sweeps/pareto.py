@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sweeps.analysis.observations import Observations, observe
+from sweeps.analysis.cell_means import standings_of
+from sweeps.analysis.observations import observe
 from sweeps.analysis.pareto import front
 from sweeps.results import SweepInfo
 
@@ -21,11 +22,12 @@ def not_dominated(frame: pd.DataFrame, info: SweepInfo) -> list[str]:
     Only cells at full length compete, with a figure for both.
     """
     one, two = (observe(frame, info, name, mode) for name, mode in info.objectives.items())
-    both = [i for i, cell in enumerate(one.cells) if two.index(cell.cell_id) is not None]
+    position = {cell.cell_id: i for i, cell in enumerate(two.cells)}
+    both = [i for i, cell in enumerate(one.cells) if cell.cell_id in position]
     if not both:
         return []
-    costs = one.sign * np.array([_mean(one, i) for i in both])
-    values = np.array([_mean(two, two.index(one.cells[i].cell_id)) for i in both])
+    costs = one.sign * standings_of(one)[both]
+    values = standings_of(two)[[position[one.cells[i].cell_id] for i in both]]
     marked = front(costs, values, two.sign)
     names = [one.cells[i].name for i in both]
     return [names[i] for i in np.argsort(costs, kind="stable") if marked[i]]
@@ -35,7 +37,3 @@ def sentence(names: Sequence[str], info: SweepInfo) -> str:
     """Say which cells these are."""
     goals = " and ".join(f"{name} ({mode})" for name, mode in info.objectives.items())
     return f"Not beaten on both {goals} by any other cell: {'; '.join(names) or 'none at full length yet'}."
-
-
-def _mean(observed: Observations, cell: int | None) -> float:
-    return float(observed.value[observed.cell == cell].mean())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sweeps.analysis.differences import difference
+from sweeps.analysis.differences import Comparison
 from sweeps.analysis.intervals import ALPHA, holm
 from sweeps.analysis.observations import Observations, observe
 from sweeps.cells import Cell, make_trial
@@ -81,5 +81,6 @@ def _complete(frame: pd.DataFrame, info: SweepInfo, seeds: int) -> Observations:
 
 
 def _p_values(observed: Observations, leader: int, others: Sequence[int]) -> list[float]:
-    found = [difference(observed, leader, other) for other in others]
+    compared = Comparison(observed)
+    found = [compared.difference(leader, other) for other in others]
     return [float(p) for p in holm(np.array([one.p if one else 1.0 for one in found]))] if found else []

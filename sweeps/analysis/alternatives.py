@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from sweeps.analysis.cell_means import CellMeans
+from sweeps.analysis.cell_means import CellMeans, standings_of
 from sweeps.analysis.intervals import ALPHA, holm, p_values
 from sweeps.analysis.observations import Floats, Ints, Observations, observe, only
 from sweeps.results import SweepInfo
@@ -59,8 +59,8 @@ class Alternative:
 
     def order(self, observed: Observations) -> list[str]:
         """Name the cells, the best first."""
-        means = observed.sign * means_of(observed)
-        return [observed.cells[i].name for i in np.argsort(means, kind="stable")]
+        standings = observed.sign * standings_of(observed)
+        return [observed.cells[i].name for i in np.argsort(standings, kind="stable")]
 
     @property
     def leaders(self) -> tuple[str, str]:
@@ -70,7 +70,7 @@ class Alternative:
     @property
     def num_better(self) -> int:
         """Count the cells whose figure is better under the other settings."""
-        return int((self.own.sign * (means_of(self.other) - means_of(self.own)) < 0).sum())
+        return int((self.own.sign * (standings_of(self.other) - standings_of(self.own)) < 0).sum())
 
 
 def labels(frame: pd.DataFrame, metric: str) -> list[str]:
@@ -89,11 +89,6 @@ def alternatives(frame: pd.DataFrame, info: SweepInfo, metric: str, better: str)
         if len(both) > 1:
             found.append(_alternative(label, _these(own, both), _these(other, both)))
     return _corrected(found)
-
-
-def means_of(observed: Observations) -> Floats:
-    """Give each cell's mean over its seeds. Shapes: [cells]."""
-    return np.array([observed.value[observed.cell == i].mean() for i in range(len(observed.cells))])
 
 
 def _these(observed: Observations, cell_ids: list[str]) -> Observations:

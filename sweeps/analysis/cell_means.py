@@ -18,9 +18,32 @@ from functools import cached_property
 
 import numpy as np
 
-from sweeps.analysis.observations import Bools, Floats, Ints
+from sweeps.analysis.observations import Bools, Floats, Ints, Observations
 
 TOLERANCE = 1e-9
+
+
+def standings(cell: Ints, seed: Ints, value: Floats, num_cells: int) -> Floats:
+    """Give the figure that each cell would have with every seed, to rank by: its mean where all have the same seeds.
+
+    A cell that lacks a seed is ranked neither up nor down by how high that seed lies for everyone (least-squares
+    means: Searle, Speed and Milliken, 1980, The American Statistician 34). Cells whose seeds nothing connects are
+    compared by their plain means.
+
+    Args:
+        cell: Position of each row's cell, [n]; every cell has a row.
+        seed: [n].
+        value: [n].
+    """
+    model = CellMeans(cell, seed, num_cells)
+    if (model.incidence == model.incidence[:1]).all():  # equal figures stay equal to the last digit
+        return np.bincount(cell, value, num_cells) / model.rows
+    return np.asarray(model.effects(value[:, None])[0][:, 0])
+
+
+def standings_of(observed: Observations) -> Floats:
+    """Give `standings` of observed cells, [cells]."""
+    return standings(observed.cell, observed.seed, observed.value, len(observed.cells))
 
 
 class CellMeans:

@@ -136,7 +136,8 @@ def observe(frame: pd.DataFrame, info: SweepInfo, metric: str, better: str, step
     planned = cell_keys(info)
     rows = frame[frame["step"] == step] if len(frame) else frame
     rows = rows[np.isfinite(rows[metric].astype(float))] if metric in rows else rows[:0]
-    kept = [cell for cell in planned if len(rows) and (rows["cell_id"] == cell.cell_id).any()]
+    there = set(rows["cell_id"]) if len(rows) else set()
+    kept = [cell for cell in planned if cell.cell_id in there]
     position = {cell.cell_id: i for i, cell in enumerate(kept)}
     rows = rows[rows["cell_id"].isin(position)] if len(rows) else rows
     error = error_column(metric)
@@ -147,7 +148,7 @@ def observe(frame: pd.DataFrame, info: SweepInfo, metric: str, better: str, step
         np.asarray(rows["seed"], dtype=np.int64) if len(rows) else _none(),
         np.asarray(rows[metric], dtype=np.float64) if len(rows) else np.empty(0),
         np.asarray(errors, dtype=np.float64),
-        {cell.name: _why(frame, cell, step, metric) for cell in planned if cell.cell_id not in position},
+        _left_out(frame, [cell for cell in planned if cell.cell_id not in position], step, metric),
     )  # fmt: skip
 
 
@@ -155,11 +156,16 @@ def _none() -> Ints:
     return np.empty(0, dtype=np.int64)
 
 
-def _why(frame: pd.DataFrame, cell: CellKey, step: int, metric: str) -> str:
-    rows = frame[frame["cell_id"] == cell.cell_id] if len(frame) else frame
-    if not len(rows):
+def _left_out(frame: pd.DataFrame, cells: Sequence[CellKey], step: int, metric: str) -> dict[str, str]:
+    """Say for each cell why it has no figure at a step."""
+    last = frame.sort_values("step", kind="stable").groupby("cell_id").tail(1) if cells and len(frame) else frame
+    ended = {str(row["cell_id"]): row for row in last.to_dict("records")} if cells else {}
+    return {cell.name: _why(ended.get(cell.cell_id), step, metric) for cell in cells}
+
+
+def _why(last: Mapping[str, Any] | None, step: int, metric: str) -> str:
+    if last is None:
         return "no boundary reached yet"
-    last: Any = rows.sort_values("step").iloc[-1]
     if last["step"] >= step:
         return f"no finite {metric} at step {step}"
     return f"{last['state']} at step {last['step']} of {step}"

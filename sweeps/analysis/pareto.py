@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sweeps.analysis.cell_means import standings_of
 from sweeps.analysis.observations import Bools, Floats, Observations
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ SECONDS_PER_HOUR = 3600.0
 
 @dataclass(frozen=True)
 class Point:
-    """A cell at full length: mean device-hours of one of its trials, and mean figure over its seeds."""
+    """A cell at full length: mean device-hours of one of its trials, and its standing (see `cell_means`)."""
 
     cell_id: str
     name: str
@@ -46,15 +47,11 @@ def front(costs: Floats, values: Floats, sign: float = 1.0) -> Bools:
 
 def quality_price(frame: pd.DataFrame, observed: Observations) -> tuple[Point, ...]:
     """Give every cell at full length with its price, the cheapest first."""
-    at = frame[frame["step"] == observed.step] if len(frame) else frame
-    hours = {
-        cell.cell_id: float(at.loc[at["cell_id"] == cell.cell_id, "device_seconds"].mean()) / SECONDS_PER_HOUR
-        for cell in observed.cells
-    }
-    values = [observed.value[observed.cell == i].mean() for i in range(len(observed.cells))]
-    marks = front(np.array(list(hours.values())), np.array(values), observed.sign)
-    points = [
-        Point(cell.cell_id, cell.name, hours[cell.cell_id], float(value), bool(mark))
-        for cell, value, mark in zip(observed.cells, values, marks, strict=True)
-    ]
+    if not len(observed.cells):
+        return ()
+    at = frame[frame["step"] == observed.step].groupby("cell_id")["device_seconds"].mean() / SECONDS_PER_HOUR
+    hours, values = at[[cell.cell_id for cell in observed.cells]].to_numpy(dtype=float), standings_of(observed)
+    marks = front(hours, values, observed.sign)
+    found = zip(observed.cells, hours.tolist(), values.tolist(), marks.tolist(), strict=True)
+    points = [Point(cell.cell_id, cell.name, *rest) for cell, *rest in found]
     return tuple(sorted(points, key=lambda point: (point.device_hours, point.value)))

@@ -75,7 +75,7 @@ def board(material: Material) -> Board:
     full = [result for result in material.ranked if result.step == material.info.steps]
     best = {}
     for name in shown:
-        figures = [r.metrics[name].value for r in full if name in r.metrics]
+        figures = [r.standings[name] for r in full if name in r.metrics]
         best[name] = (min if METRICS[name].better == "min" else max)(figures) if len(figures) > 1 else math.nan
     hours = _hours(material)
     rows = []
@@ -83,7 +83,7 @@ def board(material: Material) -> Board:
         cell = cells[result.name]
         whole = result.step == material.info.steps
         values = tuple(
-            _value(result.metrics.get(name), whole and _same(result.metrics.get(name), best[name])) for name in shown
+            _value(result.metrics.get(name), whole and result.standings.get(name) == best[name]) for name in shown
         )
         delta, verdict = _difference(material, cell.cell_id)
         spent = hours.get(cell.cell_id)
@@ -95,10 +95,6 @@ def board(material: Material) -> Board:
         )  # fmt: skip
     headings = [(material.heading(name), ARROWS[METRICS[name].better]) for name in shown]
     return Board(headings[0], tuple(headings[1:]), tuple(rows))
-
-
-def _same(estimate: Estimate | None, best: float) -> bool:
-    return estimate is not None and estimate.value == best
 
 
 def _value(estimate: Estimate | None, best: bool) -> Value:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sweeps.analysis.effects import Effect
 from sweeps.conclusion import conclusion
 from sweeps.costs import money
-from sweeps.leaderboard import figure
+from sweeps.leaderboard import UNEVEN, figure, uneven
 from sweeps.live import seconds_text
 from sweeps.other_settings import sentences
 from sweeps.pareto import not_dominated, sentence
@@ -174,6 +174,8 @@ def _sure(material: Material) -> str:
     if material.effects.mains:
         parts.append(f"{noise.words[0].upper()}{noise.words[1:]}.")
         parts.append("± is half a 95 % interval; a finding holds at 5 % for all of its kind together (Holm).")
+    if uneven(material.ranked, material.info):
+        parts.append(UNEVEN)
     early = [result.name for result in material.ranked if result.state == "pruned"]
     if early:
         who = "One cell was" if len(early) == 1 else f"{len(early)} cells were"

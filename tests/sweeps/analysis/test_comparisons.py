@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sweeps.analysis.differences import difference, stopped_early, to_baseline
+from sweeps.analysis.differences import Comparison, stopped_early, to_baseline
 from sweeps.analysis.effects import estimate_effects
 from sweeps.analysis.importance import importances, searched_importances
 from sweeps.analysis.intervals import holm
@@ -71,7 +71,7 @@ def test_only_common_seeds_pair():
     observed = observe(frame, info, "cmmd", "min")
     assert to_baseline(observed)[0].seeds == 2
     observed = observe(frame[frame["is_baseline"] == (frame["seed"] >= 2)], info, "cmmd", "min")
-    assert difference(observed, 1, 0) is None
+    assert Comparison(observed).difference(1, 0) is None
     assert to_baseline(observed) == ()
 
 
@@ -101,14 +101,14 @@ def test_holm_is_the_step_down_of_bonferroni():
 
 def test_a_clear_winner_is_named_and_a_tie_says_how_many_seeds_would_tell():
     clear = verdict(observed_of(noise=0.01))
-    assert (clear.leader, clear.runner_up, clear.separable, clear.seeds_needed) == ("flux2", "baseline", True, None)
+    assert (clear.leader, clear.rival, clear.separable, clear.seeds_needed) == ("flux2", "baseline", True, None)
     close = verdict(observed_of(noise=0.3))
     assert not close.separable
     assert close.seeds_needed > 5
 
 
 def test_one_cell_has_no_runner_up_and_one_seed_promises_no_number_of_seeds():
-    assert verdict(observed_of(PAIR[:1])).runner_up is None
+    assert verdict(observed_of(PAIR[:1])).rival is None
     found = verdict(observed_of(seeds=[0], se=1.0))
     assert (found.separable, found.seeds_needed) == (False, None)
 
