@@ -20,6 +20,9 @@ from sweeps.results import FINISHED, SweepInfo
 if TYPE_CHECKING:
     import pandas as pd
 
+Row = dict[str, Any]
+"""A row of the table of results."""
+
 WIDE = 105
 """Columns from which on every figure is shown with its standard error."""
 
@@ -142,10 +145,12 @@ def render_leaderboard(frame: pd.DataFrame, info: SweepInfo) -> Leaderboard:
 
 def ranking(frame: pd.DataFrame, info: SweepInfo) -> list[CellResult]:
     """Aggregate seeds and sort cells. Planned cells without a boundary come as they stand."""
-    counted = [_counted(group) for _, group in frame.groupby("cell_id", sort=False)]
-    full = [rows for rows in counted if rows["step"].iloc[0] == info.steps and (rows["state"] != "failed").all()]
-    standings = _standings(full, info)
-    results = [_cell_result(rows, info, standings) for rows in counted]
+    counted = _counted(frame)
+    standings = _standings(counted[(counted["step"] == info.steps) & (counted["state"] != "failed")], info)
+    cells: dict[str, list[Row]] = {}
+    for row in counted.to_dict("records"):
+        cells.setdefault(row["cell_id"], []).append(row)
+    results = [_cell_result(rows, info, standings) for rows in cells.values()]
     sign = 1.0 if info.mode == "min" else -1.0
 
     def key(result: CellResult) -> tuple[Any, ...]:
@@ -155,42 +160,46 @@ def ranking(frame: pd.DataFrame, info: SweepInfo) -> list[CellResult]:
     return sorted(results, key=key)
 
 
-def _counted(group: pd.DataFrame) -> pd.DataFrame:
-    """Take each seed of a cell at its last boundary; seeds that got further than others count, the others do not."""
-    last = group.sort_values("step").groupby("trial_id", sort=False).tail(1)
-    good = last[last["state"] != "failed"]
-    return good[good["step"] == good["step"].max()] if len(good) else last
+def _counted(frame: pd.DataFrame) -> pd.DataFrame:
+    """Take each seed of a cell at its last boundary; seeds that got further than others count, the others do not.
+
+    Those that failed count only in a cell in which all did.
+    """
+    last = frame.sort_values("step", kind="stable").groupby("trial_id", sort=False).tail(1)
+    good = last["state"] != "failed"
+    furthest = last["cell_id"].map(last[good].groupby("cell_id")["step"].max())
+    return last[(good & (last["step"] == furthest)) | furthest.isna()]
 
 
-def _standings(full: Sequence[pd.DataFrame], info: SweepInfo) -> Mapping[str, Mapping[str, float]]:
+def _standings(full: pd.DataFrame, info: SweepInfo) -> Mapping[str, Mapping[str, float]]:
     """Give what cells at full length are ranked by: metric -> cell -> figure."""
     import pandas as pd
 
     from sweeps.analysis.cell_means import standings
 
     found = {}
-    rows = pd.concat(full) if full else pd.DataFrame()
-    for name in (name for name in METRICS if name in rows and name not in info.axes):
-        known = rows[rows[name].notna()]
+    for name in (name for name in METRICS if name in full and name not in info.axes):
+        known = full[full[name].notna()]
         cells, cell_ids = pd.factorize(known["cell_id"])
         values = standings(cells, known["seed"].to_numpy(), known[name].to_numpy(dtype=float), len(cell_ids))
         found[name] = dict(zip(cell_ids, values.tolist(), strict=True))
     return found
 
 
-def _cell_result(used: pd.DataFrame, info: SweepInfo, standings: Mapping[str, Mapping[str, float]]) -> CellResult:
+def _cell_result(rows: Sequence[Row], info: SweepInfo, standings: Mapping[str, Mapping[str, float]]) -> CellResult:
     # Seeds still on their way make the cell unfinished; otherwise the best end counts.
-    states = sorted(set(used["state"]), key=lambda state: (state in FINISHED, RANK[state]))
-    names = [name for name in METRICS if name not in info.axes] if states != ["failed"] else []
-    metrics = {name: e for name in names if (e := _estimate(used, name)) is not None}
-    cell_id, step = used["cell_id"].iloc[0], int(used["step"].iloc[0])
+    state = min((row["state"] for row in rows), key=lambda state: (state in FINISHED, RANK[state]))
+    names = [name for name in METRICS if name not in info.axes] if state != "failed" else []
+    metrics = {name: e for name in names if (e := _estimate(rows, name)) is not None}
+    first = rows[0]
+    cell_id, step = first["cell_id"], int(first["step"])
     ranked_by = {n: standings[n][cell_id] if step == info.steps else e.value for n, e in metrics.items()}
-    hours = float(used["device_seconds"].mean()) / 3600 if "device_seconds" in used else None
-    return CellResult(str(used["name"].iloc[0]), states[0], step, len(used), metrics, hours, ranked_by)
+    hours = math.fsum(row["device_seconds"] for row in rows) / len(rows) / 3600 if "device_seconds" in first else None
+    return CellResult(first["name"], state, step, len(rows), metrics, hours, ranked_by)
 
 
-def _estimate(rows: pd.DataFrame, name: str) -> Estimate | None:
-    values = [float(value) for value in rows[name].dropna()] if name in rows else []
+def _estimate(rows: Sequence[Row], name: str) -> Estimate | None:
+    values = _known(rows, name)
     if not values:
         return None
     count = len(values)
@@ -198,8 +207,13 @@ def _estimate(rows: pd.DataFrame, name: str) -> Estimate | None:
     if count > 1:
         spread = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
         return Estimate(mean, math.sqrt(spread / count))
-    errors = [float(se) for se in rows[f"{name}_se"].dropna()] if f"{name}_se" in rows else []
+    errors = _known(rows, f"{name}_se")
     return Estimate(mean, errors[0] if errors else None)
+
+
+def _known(rows: Sequence[Row], name: str) -> list[float]:
+    found = (row.get(name) for row in rows)
+    return [float(value) for value in found if value is not None and not math.isnan(value)]
 
 
 def _best(name: str, results: Iterable[CellResult], info: SweepInfo) -> CellResult | None:
