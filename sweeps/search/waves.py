@@ -90,7 +90,7 @@ class SearchWaves:
         spec = self._plan.spec
         ids = [make_trial(cell, seed).trial_id for seed in spec.first_seeds]
         statuses = [outcomes[trial_id] for trial_id in ids if trial_id in outcomes]
-        return observe(statuses, list(spec.objectives), spec.trial.steps) if statuses else Result()
+        return observe(statuses, list(spec.objectives)) if statuses else Result()
 
     def _replayed(self, recorded: Sequence[Proposal]) -> list[tuple[Proposal, Cell]]:
         """Make the cells of a recorded wave; studies whose cell left the design are left out with it."""

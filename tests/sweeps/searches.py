@@ -59,13 +59,17 @@ PARTS = replace(fakes.PARTS, evaluate="tests.sweeps.searches:evaluate")
 
 
 class Driver:
-    """One process that runs a sweep; `kill_after` trials it is gone, half-way through the next."""
+    """One process that runs a sweep; `kill_after` trials it is gone, half-way through the next.
+
+    A trial whose metric is below `enough` is complete.
+    """
 
     def __init__(
         self, plan: Plan, store: Path, *, order: int = 0, kill_after: int | None = None, fails: str = "",
-        noise: float = 0.0,
+        noise: float = 0.0, enough: float = -math.inf,
     ) -> None:
         self.plan, self.folder, self.fails, self.noise = plan, SweepFolder(store, "found"), fails, noise
+        self.enough = enough
         self.ledger = Ledger(self.folder, sweep_info(plan))
         self.waves: list[list[str]] = []
         self._random, self._left = random.Random(order), kill_after
@@ -97,4 +101,7 @@ class Driver:
             entry |= {"wall_seconds": 1.0, "device_seconds": 1.0}
             append_journal(self.folder.trial(trial.trial_id), entry)
             self.ledger.report(trial.trial_id, entry | {"replayed": False})
+            if metrics["cmmd"] < self.enough:
+                self.ledger.completed(trial.trial_id, "target")
+                break
         self._left = None if self._left is None else self._left - 1

@@ -133,6 +133,15 @@ def test_points_that_fail_are_told_so_and_tried_again(tmp_path):
     assert states == [TrialState.FAIL, TrialState.COMPLETE]
 
 
+def test_points_whose_target_was_reached_count_with_their_last_value(tmp_path):
+    driver = Driver(planned("tpe"), tmp_path, enough=1.4).run()
+    (study,) = studies(driver).values()
+    assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
+    lasts = {max(trial.intermediate_values): trial for trial in study.trials}
+    assert len(lasts) > 1
+    assert all(trial.value == trial.intermediate_values[step] for step, trial in lasts.items())
+
+
 def test_a_discrete_space_ends_when_it_is_exhausted(tmp_path):
     space = f"  space:\n    {WEIGHT}: {{choice: [0.25, 0.5]}}\n    {STOP}: {{choice: [10, 20, never]}}\n"
     driver = Driver(plan(search("tpe", trials=40, space=space)), tmp_path).run()
