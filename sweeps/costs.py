@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from sweeps.budget import HOUR_S, read_spent
 from sweeps.leaderboard import figure
 from sweeps.results import Journal, SweepFolder, SweepInfo, read_journal, read_state
-from sweeps.steps import segments
+from sweeps.steps import ENDED, segments
 
 
 def money(hours: float, price: float | None) -> str:
@@ -83,13 +83,13 @@ def read_costs(folder: SweepFolder, info: SweepInfo) -> Costs:
     """
     homes = {trial.trial_id: folder.trial(trial.trial_id) for trial in info.trials}
     journals = {trial_id: read_journal(home) for trial_id, home in homes.items()}
-    pruned = {trial_id: journals[trial_id] for trial_id, home in homes.items() if read_state(home).state == "pruned"}
+    ended = {trial_id: journals[trial_id] for trial_id, home in homes.items() if read_state(home).state in ENDED}
     both = [_seconds(journal) for journal in journals.values()]
     paid = read_spent(folder.spent).device_seconds / HOUR_S if folder.spent.is_file() else None
     return Costs(
         sum(whole for whole, _ in both) / HOUR_S,
         sum(taken_over for _, taken_over in both) / HOUR_S,
-        _spared(pruned, journals, info.steps) / HOUR_S,
+        _spared(ended, journals, info.steps) / HOUR_S,
         paid,
         info.price_per_device_hour,
     )
@@ -106,11 +106,11 @@ def _seconds(journal: Journal) -> tuple[float, float]:
     return before, taken_over
 
 
-def _spared(pruned: Mapping[str, Journal], journals: Mapping[str, Journal], steps: int) -> float:
+def _spared(ended: Mapping[str, Journal], journals: Mapping[str, Journal], steps: int) -> float:
     """Estimate the device-seconds ahead of trials that were stopped; one without a pace gets the average one."""
     paces = {trial_id: pace for trial_id, journal in journals.items() if (pace := _pace(journal)) is not None}
     average = sum(paces.values()) / len(paces) if paces else 0.0
-    reached = {trial_id: max(journal.boundaries, default=0) for trial_id, journal in pruned.items()}
+    reached = {trial_id: max(journal.boundaries, default=0) for trial_id, journal in ended.items()}
     return sum(paces.get(trial_id, average) * (steps - step) for trial_id, step in reached.items())
 
 

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from sweeps.results import Journal, SweepFolder, SweepInfo, TrialState, read_journal, read_state
 
+ENDED = ("pruned", "complete")
+"""States of trials that train no more; a complete one may have had what it was trained for before its last step."""
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -83,7 +86,7 @@ def count(journal: Journal, state: TrialState, steps: int) -> Steps:
     known = segments(journal)
     trained = sum(segment.trained for segment in known)
     taken_over = sum(segment.length for segment in known) - trained
-    spared = steps - trained - taken_over if state.state == "pruned" else 0
+    spared = steps - trained - taken_over if state.state in ENDED else 0
     return Steps(steps, trained, taken_over, spared, max(0, journal.steps_trained - trained))
 
 

@@ -31,6 +31,7 @@ def test_a_segment_that_added_no_update_was_taken_over():
         ((10,), 15, "running", Steps(40, 10, 0, 0, 5)),
         ((0, 30), 30, "running", Steps(40, 10, 10, 0, 20)),  # state 10 was lost, and trained again
         ((10, 20), 20, "pruned", Steps(40, 20, 0, 20, 0)),
+        ((10, 20), 20, "complete", Steps(40, 20, 0, 20, 0)),  # its target was reached
         ((10, 20), 20, "failed", Steps(40, 20, 0, 0, 0)),
         ((None, None), 0, "running", Steps(40, 20, 0, 0, 0)),
         ((), 0, "pending", Steps(40, 0, 0, 0, 0)),

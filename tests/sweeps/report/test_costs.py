@@ -68,6 +68,12 @@ def test_what_runs_held_devices_for_is_what_was_paid(folder):
     assert "price" not in dict(found.facts())
 
 
+def test_what_a_target_that_was_reached_spared_counts_too(folder):
+    made, info = folder
+    write_state(made.trial("early-0"), TrialState("complete", "target: cmmd 1 at step 10 (asked for 2)"))
+    assert read_costs(made, info).spared == pytest.approx(3 + 4)
+
+
 def test_nothing_spared_is_not_mentioned(tmp_path):
     folder = stored.store_sweep(tmp_path, samples=False)
     found = gather(folder).costs
