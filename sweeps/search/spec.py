@@ -87,7 +87,7 @@ def _between(kind: str, bounds: Any, step: Any) -> Range:
     mixed = isinstance(low, str) != isinstance(high, str)
     if mixed:
         raise ValueError(f"{kind} must have both bounds in steps or both as shares of the run, got {bounds!r}")
-    if (share(low) or low) >= (share(high) or high):
+    if _size(low) >= _size(high):
         raise ValueError(f"{kind} must have low < high, got {bounds!r}")
     if kind == "log_uniform" and (isinstance(low, str) or low <= 0):
         raise ValueError(f"log_uniform must have bounds above 0, got {bounds!r}")
@@ -100,6 +100,11 @@ def _between(kind: str, bounds: Any, step: Any) -> Range:
     ):
         raise ValueError(f"int_uniform must have whole numbers, got {bounds!r}, step {step!r}")
     return Range(kind, low, high, step)
+
+
+def _size(bound: Any) -> Any:
+    part = share(bound)
+    return bound if part is None else part
 
 
 def _number(kind: str, bound: Any) -> float | int:

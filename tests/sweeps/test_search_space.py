@@ -167,6 +167,8 @@ def test_small_parts():
         (space(f"{STOP}: {{choice: [10, 40]}}"),
          "must be a step inside the run (1..39), a share of it such as 20%, or never, got 40"),
         (space(f"{STOP}: {{int_uniform: [0, 30]}}"), "must be a step inside the run (1..39)"),
+        (space(f"{STOP}: {{int_uniform: [0%, 50%]}}"),
+         "must be a step inside the run (1..39), a share of it such as 20%, or never, got '0%'"),
         (space(f"{STOP}: {{choice: [120%]}}"), "a share of it such as 20%, or never, got '120%'"),
         (space(f"{STOP}: {{int_uniform: [11, 19]}}"),
          "must hold an evaluation before the run's end (one every 10 of 40 steps), got 11..19"),
