@@ -137,7 +137,8 @@ def propose(
 ) -> list[tuple[Proposal, Cell]]:
     """Choose up to `wanted` new points; fewer when the space holds no more, or the sampler finds none.
 
-    A proposal that was trained already stands in the list too: it is told its result and costs nothing.
+    All points to try first are among them, also where they are more. A proposal that was trained already stands in
+    the list too: it is told its result and costs nothing.
 
     Args:
         directions: `minimize` or `maximize` for each objective.
@@ -166,13 +167,15 @@ class _Wave:
         for point in first:
             self._inner.enqueue_trial(point)
         new, missed, rest = 0, 0, None  # type: int, int, Iterator[Params] | None
-        while new < wanted:
-            if missed == ATTEMPTS:
+        told = len(first)
+        while new < wanted or told > 0:
+            if missed == ATTEMPTS and told <= 0:
                 rest = rest or self._unseen()
                 unseen = list(islice(rest, 1))
                 if not unseen:
                     break
                 self._inner.enqueue_trial(unseen[0])
+            told -= 1
             if self._ask():
                 new, missed = new + 1, ATTEMPTS if rest else 0
             else:

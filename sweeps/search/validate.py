@@ -196,6 +196,10 @@ def first_points(spec: SweepSpec, source: Source, studies: Sequence[Study]) -> d
             problems.append(source.problem(keys, message))
         for name, params in taken.items():
             found[name].append(params)
+    trials, most = spec.search.trials, max(map(len, found.values()))
+    if trials is not None and most > trials:
+        message = f"must be no more points than search.trials ({trials}), got {most}"
+        problems.append(source.problem(("search", "first"), message))
     refuse(problems)
     return found
 

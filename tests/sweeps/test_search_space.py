@@ -114,6 +114,16 @@ def test_points_to_try_first_come_first_and_the_sampler_fills_them_in():
     assert len(here.search.cells) == 3
 
 
+def test_all_points_to_try_first_are_tried_also_where_the_sampler_would_start_with_fewer():
+    points = "".join(f"  - {{{WEIGHT}: {weight}}}\n" for weight in (0.1, 0.2, 0.3, 0.4))
+    more = f"  startup: 2\n  first:\n{points}"
+    text = space(f"{WEIGHT}: {{log_uniform: [0.05, 2.0]}}", sampler="tpe", trials=4, more=more)
+    proposals = plan(text).search.proposals["repa_dinov2"]
+    assert [proposal.params[WEIGHT] for proposal in proposals[1:]] == [0.1, 0.2, 0.3, 0.4]
+    fewer = text.replace("trials: 4", "trials: 3")
+    assert "search.first: must be no more points than search.trials (3), got 4" in refusal(fewer)
+
+
 def test_a_grid_is_planned_whole():
     text = space(f"{WEIGHT}: {{choice: [0.25, 0.5]}}", f"{STOP}: {{choice: [25%, 50%, never]}}", sampler="grid")
     here = plan(text.replace("  trials: 2\n", ""))
