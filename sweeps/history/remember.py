@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -12,10 +13,13 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from prx.config import RunConfig
+from sweeps.history.address import reason
 from sweeps.history.leases import Leases
 from sweeps.history.recall import Recall, Waypoint
 from sweeps.history.store import HistoryStore
 from sweeps.results import append_journal, read_steps_trained, write_atomic
+
+_log = logging.getLogger(__name__)
 
 
 class Names(Protocol):
@@ -111,13 +115,20 @@ class Segments:
         return self._points.get(trial_id, ())
 
     def free(self, trial_id: str, step: int) -> bool:
-        """Say whether nobody trains the segment that ends at `step`; between two looks the answer is no."""
+        """Say whether nobody trains the segment that ends at `step`; between two looks the answer is no.
+
+        It is asked in the driver's loop, which a store that does not answer for a while must not end.
+        """
         state = self._states[trial_id, step]
         now = time.monotonic()
         if now - self._asked.get(state, -self._every_s) < self._every_s:
             return False
         self._asked[state] = now
-        return self._leases.holder(state) is None
+        try:
+            return self._leases.holder(state) is None
+        except OSError as error:
+            _log.warning("who holds the lease of %s is not known: %s", state, reason(error))
+            return False
 
 
 def recall(

@@ -210,6 +210,19 @@ def test_segments_are_free_unless_leased(tmp_path):
     assert segments.free("t", 10)
 
 
+def test_a_store_that_is_away_keeps_a_trial_waiting_and_ends_no_sweep(tmp_path, monkeypatch, caplog):
+    segments = Segments(str(tmp_path), {"t": points()}, every_s=0.0)
+
+    def away(*_):
+        raise OSError("When listing objects: AWS Error NETWORK_CONNECTION")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HistoryStore, "listing", away)
+        assert not segments.free("t", 10)
+    assert "is not known: When listing objects: AWS Error NETWORK_CONNECTION" in caplog.text
+    assert segments.free("t", 10)
+
+
 def test_boundaries_end_with_the_run():
     config = fakes.make_plan("good-1").trials[0].config
     assert boundaries(config) == [10, 20, 30, 40]
