@@ -96,10 +96,9 @@ class TrialRun:
         started = time.perf_counter()
         bench = self._bench or self._start()
         if bench.step <= self.reached:
+            self._losses = (Fraction(0), 0)  # a segment begins, or its end is fetched
             self._catch_up(bench)
         boundary = self._boundary(bench.step)
-        if bench.step <= self.reached:
-            self._losses = (Fraction(0), 0)  # a segment begins
         if bench.step < boundary:
             progress = bench.advance(boundary, seconds=self.settings.chunk_seconds)
             self._count(len(progress.step_seconds))

@@ -185,7 +185,10 @@ def test_state_that_is_known_but_measured_otherwise_is_only_measured(start):
     other = tuple(Waypoint(p.step, p.state, "f" * 31 + str(p.step // 10), p.keep) for p in points())
     again = start("good-1", "b", waypoints=other)
     assert play(again)[-1] == (40, False)
-    assert read_journal(again.folder).boundaries.keys() == {10, 20, 30, 40}
+    assert fakes.trained(again.folder) == [*range(1, 31)]
+    found = read_journal(again.folder).boundaries
+    assert [step for step, entry in found.items() if "loss" in entry["metrics"]] == [10, 20, 30]
+    assert found.keys() == {10, 20, 30, 40}
 
 
 def test_recall_without_waypoints_knows_nothing(tmp_path):
