@@ -57,6 +57,11 @@ class TrialRun:
         """The last boundary that is whole."""
         return max(self.journal.boundaries, default=0)
 
+    @property
+    def reported(self) -> int:
+        """The last boundary that was reported, replayed or not."""
+        return max((step for step in self.journal.boundaries if step not in self._replay), default=0)
+
     def skip(self, step: int) -> None:
         """Leave out the replay of what was already reported, up to a step."""
         while self._replay and self._replay[0] <= step:
@@ -275,13 +280,13 @@ class TrialActor(Trainable):
         self._run.abandon()
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        """Say where the trial stands: the checkpoint itself is in the trial's own folder.
+        """Say what the trial has reported: the checkpoint itself is in the trial's own folder.
 
         Tune asks before a pause. Workers of their own may then be wanted elsewhere, so they must have nothing left.
         """
         if self._group is not None:
             self._run.close()
-        return {"step": self._run.reached}
+        return {"step": self._run.reported}
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
         """Go on after a pause: what was reported before it is not reported again."""

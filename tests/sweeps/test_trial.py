@@ -128,6 +128,18 @@ def test_skip_leaves_out_what_was_reported_before_a_pause(start):
     assert [r["step"] for r in play(again, until=20)] == [20]
 
 
+def test_who_is_paused_while_it_replays_still_reports_the_rest(start):
+    """Else it would train beyond a rung that it has reached long ago."""
+    play(start(), until=30)
+    actor = TrialActor.__new__(TrialActor)
+    actor._run = start()
+    assert actor.step()["step"] == 10
+    paused = actor.save_checkpoint("")
+    actor._run = start()
+    actor.load_checkpoint(paused)
+    assert [report["step"] for report in play(actor._run, until=30)] == [20, 30]
+
+
 def test_a_metric_that_is_no_number_fails_the_trial(start):
     with pytest.raises(NonFiniteError, match="step 10: cmmd must be a finite number, got nan"):
         play(start("nan-1"))
