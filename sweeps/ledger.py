@@ -178,6 +178,8 @@ class Ledger:
         self._change(status, *(settled or (TrialState("pending", f"goes on in a new process: {reason}"), "restarted")))
 
     def _boundary(self, status: TrialStatus, result: Mapping[str, Any]) -> None:
+        if result["replayed"] and status.step not in status.journal.boundaries:  # of another trial, just now
+            status.replayed.add(status.step)
         status.journal.boundaries[status.step] = {key: result[key] for key in ENTRY if key in result}
         status.journal.wall_seconds = float(result["wall_seconds"])
         if not result["replayed"]:

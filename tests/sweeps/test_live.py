@@ -94,6 +94,16 @@ def test_ledger_writes_states_and_results_as_things_happen(tmp_path):
     assert ledger.trials["base-0"].best("cmmd", "min") == 1.0
 
 
+def test_what_another_trial_trained_meanwhile_is_marked_as_replayed(tmp_path):
+    ledger = make_ledger(tmp_path, "base")
+    ledger.begin()
+    ledger.started_trial("base-0")
+    ledger.report("base-0", boundary(10, cmmd=2.0))
+    ledger.report("base-0", boundary(20, cmmd=1.5) | {"replayed": True})
+    ledger.report("base-0", boundary(10, cmmd=2.0) | {"replayed": True})  # tried again: it is its own
+    assert [(row["step"], row["replayed"]) for row in ledger.rows()] == [(10, False), (20, True)]
+
+
 def test_an_earlier_run_is_read_back(tmp_path):
     """Complete stays; failed and interrupted trials are tried again; pruned ones only stay under ASHA."""
     folder = SweepFolder(tmp_path, "fake")
