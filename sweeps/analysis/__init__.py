@@ -1,7 +1,7 @@
 """What the results of a sweep say: pure functions over its table, each with its formula.
 
 observations   the figures that may be compared, and what was left out and why
-cell_means     the linear model cell + seed, in which every question is a contrast of cells
+cell_means     the linear model cell + seed, in which every question is a contrast of cells, and what cells rank by
 factors        those contrasts: main effects and interactions of a design, grid or not, and what is aliased
 effects        their estimates with intervals, corrected for looking at many
 differences    every cell against the baseline, paired by seed
