@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sweeps.analysis.cell_means import standings_of
 from sweeps.analysis.effects import Effect
 from sweeps.analysis.observations import Observations
 from sweeps.costs import hours_text, per_hour
@@ -157,23 +158,20 @@ def goals(material: Material) -> Scatter | None:
     if len(info.objectives) != 2:
         return None
     across, up = (material.observed_metric(name) for name in reversed(info.objectives))
-    both = [(cell, j) for i, cell in enumerate(up.cells) if (j := across.index(cell.cell_id)) is not None]
-    if len(both) < 2:
+    here, there = ({c.cell_id: v for c, v in zip(o.cells, standings_of(o), strict=True)} for o in (across, up))
+    cells = [cell for cell in up.cells if cell.cell_id in here]
+    if len(cells) < 2:
         return None
-    values = [(float(across.value[across.cell == j].mean()), _own_mean(up, cell.cell_id)) for cell, j in both]
+    values = [(float(here[cell.cell_id]), float(there[cell.cell_id])) for cell in cells]
     x, y = scale_of([v for v, _ in values], LEFT, RIGHT), scale_of([v for _, v in values], BOTTOM, TOP)
     order = not_dominated(material.frame, info)
     dots = [
         Dot(cell.cell_id, cell.name, x(a), y(b), cell.name in order, cell.is_baseline,
             order.index(cell.name) + 1 if cell.name in order else None, f"{cell.name}: {b:.3g}, {a:.3g}")
-        for (cell, _), (a, b) in zip(both, values, strict=True)
+        for cell, (a, b) in zip(cells, values, strict=True)
     ]  # fmt: skip
     names = [f"{material.heading(name)} {ARROWS[mode]}" for name, mode in info.objectives.items()]
     return Scatter(Axes(x.ticks(4), y.ticks(), names[1], names[0]), tuple(dots), "", [], "")
-
-
-def _own_mean(observed: Observations, cell_id: str) -> float:
-    return float(observed.value[observed.cell == observed.index(cell_id)].mean())
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,10 @@ TEMPLATES = Path(__file__).with_name("templates")
 
 @dataclass(frozen=True)
 class Page:
-    """Everything that the templates show."""
+    """Everything that the templates show; `live` as in `render`."""
 
     material: Material
-    live: bool = False
+    live: str = ""
 
     def context(self) -> dict[str, Any]:
         """Compute every section."""
@@ -43,7 +43,7 @@ class Page:
         return {
             "m": m, "info": m.info, "live": self.live, "heading": m.heading(m.metric),
             "measured": measured_with.lines(m.info),
-            "written": time.strftime("%Y-%m-%d %H:%M %Z"), "script": script, "policy": policy(script, self.live),
+            "written": time.strftime("%Y-%m-%d %H:%M %Z"), "script": script, "policy": policy(script, bool(self.live)),
             "question": words.question(m), "answers": words.answers(m), "counts": list(words.counts(m)),
             "board": tables.board(m) if m.ranked else None,
             "forest": charts.forest(mains, m.observed.sign, _details(m), _texts(m)),
@@ -109,8 +109,8 @@ def _environment() -> Environment:
     )  # fmt: skip
 
 
-def render(material: Material, *, live: bool = False) -> str:
-    """Make the page. `live` makes it ask the server it came from whether there is a newer one."""
+def render(material: Material, *, live: str = "") -> str:
+    """Make the page. `live` names its version, and makes it ask the server it came from whether there is another."""
     context: Mapping[str, Any] = Page(material, live).context()
     return _environment().get_template("page.html.j2").render(context)
 

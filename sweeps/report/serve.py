@@ -48,7 +48,7 @@ class ReportServer(ThreadingHTTPServer):
         with self._lock:
             version = self.version()
             if version != self._made:
-                self._page, self._made = render(gather(self.folder), live=True).encode(), version
+                self._page, self._made = render(gather(self.folder), live=version).encode(), version
             return self._page
 
 

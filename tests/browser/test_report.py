@@ -11,7 +11,9 @@ from dataclasses import replace
 
 import pytest
 
-from sweeps.report.page import write_report
+from sweeps.report.gather import gather
+from sweeps.report.page import render, write_report
+from sweeps.results import SweepFolder
 from tests.sweeps import stored
 from tests.sweeps.simulated import also_measured, frame_of, info_of, measured
 
@@ -30,7 +32,7 @@ QUIET = [
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
     "--hide-scrollbars",
     "--enable-logging=stderr",
-    "--virtual-time-budget=4000",
+    "--virtual-time-budget=6000",
 ]
 HARNESS = """
 <script>
@@ -49,6 +51,30 @@ addEventListener("load", () => {
   found.steps = [...document.querySelectorAll(".grids img:not([hidden])")].map((i) => i.dataset.step);
   found.images = [...document.images].every((i) => i.complete && i.naturalWidth > 0);
   document.body.dataset.found = JSON.stringify(found);
+});
+</script>
+"""
+RENEWED = """
+<script>
+const first = !sessionStorage.getItem("seen");
+sessionStorage.setItem("seen", "1");
+window.fetch = async () => new Response(first ? "the next one" : "this one");
+addEventListener("load", () => {
+  const table = document.getElementById("leaderboard"), heads = [...table.querySelectorAll("thead th")];
+  const filter = document.getElementById("filter"), slider = document.getElementById("step");
+  const folded = [...document.querySelectorAll("#configs details")];
+  if (first) {
+    heads[1].querySelector("button").click(); heads[1].querySelector("button").click();
+    filter.value = "dinov3"; filter.dispatchEvent(new Event("input"));
+    slider.value = "1"; slider.dispatchEvent(new Event("input"));
+    folded[1].open = true;
+    return;
+  }
+  document.body.dataset.found = JSON.stringify({
+    sorted: heads.map((head) => head.getAttribute("aria-sort")).slice(0, 3), filter: filter.value,
+    rows: [...table.tBodies[0].rows].filter((row) => !row.hidden).length,
+    step: document.getElementById("step-label").textContent, open: folded.map((one) => one.open),
+  });
 });
 </script>
 """
@@ -71,6 +97,17 @@ def page(tmp_path_factory):
         tmp_path_factory.mktemp("store"), info, frame, pruned="repa_dinov3 · repa_e", failed="repa_dinov2 · repa_e"
     )
     return write_report(folder)
+
+
+def drive(page, harness, target):
+    """Put a script into a page; gives where."""
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text())
+    target.write_text(text.replace("<script>", harness + "<script>", 1))
+    return target
+
+
+def found_by(dom):
+    return json.loads(html.unescape(re.search(r'data-found="([^"]*)"', dom).group(1)))
 
 
 def look(chromium, page, tmp_path, width):
@@ -109,12 +146,9 @@ def test_the_check_sees_errors_and_requests(chromium, page, tmp_path):
 
 @pytest.mark.parametrize("width", [1280, 500])  # headless Chromium makes no window narrower than 500
 def test_its_controls_work(chromium, page, tmp_path, width):
-    driven = tmp_path / "driven.html"
-    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text())
-    driven.write_text(text.replace("</body>", HARNESS + "</body>"))
-    dom, console, _ = look(chromium, driven, tmp_path, width)
+    dom, console, _ = look(chromium, drive(page, HARNESS, tmp_path / "driven.html"), tmp_path, width)
     assert console == []
-    found = json.loads(html.unescape(re.search(r'data-found="([^"]*)"', dom).group(1)))
+    found = found_by(dom)
     assert found["width"] <= 0
     assert found["up"][:4] == found["down"][:4][::-1]
     assert found["up"][4:] == found["down"][4:] == ["repa_dinov3 · repa_e pruned", "repa_dinov2 · repa_e failed"]
@@ -122,3 +156,17 @@ def test_its_controls_work(chromium, page, tmp_path, width):
     assert found["filtered"] == 2
     assert found["steps"] == ["100"] * 6
     assert found["images"] is True
+
+
+def test_a_page_that_renews_itself_keeps_what_its_reader_did(chromium, page, tmp_path):
+    live = tmp_path / "live.html"
+    live.write_text(render(gather(SweepFolder(page.parents[2], page.parent.name)), live="this one"))
+    dom, console, _ = look(chromium, drive(live, RENEWED, live), tmp_path, 1280)
+    assert console == []
+    assert found_by(dom) == {
+        "sorted": [None, "descending", None],
+        "filter": "dinov3",
+        "rows": 2,
+        "step": "200",
+        "open": [False, True, False, False, False, False],
+    }

@@ -85,14 +85,37 @@
   addEventListener("beforeprint", () => all("section:not(#configs) details").forEach((d) => { d.dataset.was = d.open; d.open = true; }));
   addEventListener("afterprint", () => all("section:not(#configs) details").forEach((d) => { d.open = d.dataset.was === "true"; }));
 
-  // Served while the sweep runs: ask now and then whether there is a newer page.
-  if (document.body.dataset.live) {
-    let known = null;
+  // Served while the sweep runs: ask now and then whether there is a newer page, which is then shown as this one was.
+  const made = document.body.dataset.live;
+  if (made) {
+    const place = "prx-sweeps report " + location.pathname;
+    const named = (details) => details.querySelector("summary").textContent.trim();
+    const heads = all("#leaderboard thead th"), filter = document.getElementById("filter");
+    const keep = () => {
+      const sorted = heads.find((head) => head.hasAttribute("aria-sort"));
+      sessionStorage.setItem(place, JSON.stringify({
+        sorted: sorted ? [sorted.textContent.trim(), sorted.getAttribute("aria-sort")] : null,
+        filter: filter ? filter.value : "",
+        step: slider && Number(slider.value) < Number(slider.max) ? document.getElementById("step-label").textContent : null,
+        open: all("details[open]").map(named),
+        scroll: scrollY,
+      }));
+    };
+    const restore = (was) => {
+      const head = was.sorted && heads.find((one) => one.textContent.trim() === was.sorted[0]);
+      for (let i = 0; head && i < 2 && head.getAttribute("aria-sort") !== was.sorted[1]; i++) head.querySelector("button").click();
+      if (filter && was.filter) { filter.value = was.filter; filter.dispatchEvent(new Event("input")); }
+      const at = slider && was.step ? slider.dataset.steps.split(" ").indexOf(was.step) : -1;
+      if (at >= 0) { slider.value = String(at); slider.dispatchEvent(new Event("input")); }
+      all("details").forEach((details) => { details.open = was.open.includes(named(details)); });
+      scrollTo(0, was.scroll);
+    };
+    const was = sessionStorage.getItem(place);
+    if (was) { sessionStorage.removeItem(place); restore(JSON.parse(was)); }
     setInterval(async () => {
       try {
         const version = await (await fetch("version", { cache: "no-store" })).text();
-        if (known !== null && version !== known) location.reload();
-        known = version;
+        if (version !== made) { keep(); location.reload(); }
       } catch (error) { /* the server has ended; what is shown stays */ }
     }, 3000);
   }
