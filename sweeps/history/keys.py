@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from prx import registry
+from evaluation.inception import is_published
+from prx import loaders, registry
 from prx.config import NOT_IDENTITY, RunConfig, TermConfig
 from prx.prepare import Caches, Job
 from sweeps.history.marker import NUMERICS
@@ -23,6 +24,8 @@ MEASURES = 2
 """Raised whenever the same pictures begin to give other figures, or more; known weights are then measured again."""
 
 MEASURED_BY = ("evaluation", "sampling")
+NETWORKS = ("clip", "dino", "inception", "reader")
+"""Keys of `evaluation` that name networks."""
 REFERENCE = ("reference", "num_reference", "prompt_column", "attributes_column")
 """Keys of `data` that decide what a run is compared with, not what it trains on."""
 LOCATIONS = ("train", "num_train")
@@ -74,11 +77,18 @@ class Lineage:
         given = self.config.model_dump(mode="json")
         # Other sampling settings are measured at a run's end alone.
         left_out = {"every"} if step == self.config.steps and given["evaluation"]["also"] else {"every", "also"}
-        evaluation = {k: v for k, v in given["evaluation"].items() if k not in left_out}
+        evaluation = {k: v for k, v in given["evaluation"].items() if k not in left_out} | self._networks
         data = {k: v for k, v in given["data"].items() if k in ("image_size", "image_column", *REFERENCE)}
         asked = {"evaluation": evaluation, "sampling": given["sampling"], "data": data, "decoder": given["tokenizer"]}
         prompts = self.caches.prompts.key.digest
         return digest({"measures": MEASURES, "state": self.key(step), "prompts": prompts, **asked})
+
+    @cached_property
+    def _networks(self) -> dict[str, str]:
+        """Name what measures by its weights: other ones under the same path give other figures."""
+        given = {role: getattr(self.config.evaluation, role) for role in NETWORKS}
+        # The network of published FID is refused unless its file is the published one, byte for byte.
+        return {role: p if is_published(p) else loaders.identity(p) for role, p in given.items() if p}
 
     def changes(self) -> list[int]:
         """List the steps from which on other settings act, 0 first."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -136,6 +138,19 @@ def test_how_a_state_is_measured_is_in_the_measurement(lineage):
     ]
     assert len({found.measurement(4), *(entry.measurement(4) for entry in other)}) == 4
     assert found.measurement(4) != found.measurement(8)
+
+
+def test_a_network_is_named_by_its_weights_not_by_where_it_lies(lineage, world, tmp_path):
+    def measured(**networks: Path | str) -> str:
+        given = {"every": 2, "num_samples": 8, "batch_size": 4, "grid": 4, "clip": None, "dino": None}
+        return lineage(evaluation=given | {role: str(path) for role, path in networks.items()}).measurement(4)
+
+    first, copy = world.root / "dinov3", shutil.copytree(world.root / "dinov3", tmp_path / "dino")
+    before = measured(dino=first)
+    assert before == measured(dino=copy) != measured()
+    (copy / "model.safetensors").write_bytes((world.root / "kl" / "config.json").read_bytes())
+    assert measured(dino=copy) != before
+    assert measured(inception="torch-fidelity") != measured()
 
 
 def test_other_sampling_settings_count_at_the_end_alone(lineage):
