@@ -37,8 +37,8 @@ class _EmbeddingDistance(Metric):
         """Forget every embedding."""
         super().reset()
         # A worker without samples must still gather a matrix of the right width.
-        self.real.append(torch.empty(0, self.width))
-        self.generated.append(torch.empty(0, self.width))
+        self.real.append(torch.empty(0, self.width, device=self.device))
+        self.generated.append(torch.empty(0, self.width, device=self.device))
 
     def update(self, embeddings: Tensor, real: bool) -> None:
         """Add embeddings of real or of generated images.

@@ -65,6 +65,12 @@ def test_reset_forgets() -> None:
     assert float(metric.compute()) == pytest.approx(cmmd(rows(6, 2), rows(6, 1)), abs=1e-12)
 
 
+def test_reset_stays_on_the_device() -> None:
+    metric = CMMD(width=5).to("meta")
+    metric.reset()
+    assert {part.device.type for part in (*metric.real, *metric.generated)} == {"meta"}
+
+
 def test_too_few_samples_and_wrong_widths_are_refused() -> None:
     metric = CMMD(width=5)
     metric.update(rows(4, 1), real=True)
