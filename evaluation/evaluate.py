@@ -66,7 +66,7 @@ class EvaluationSpec:
 
     def load_extractors(self) -> dict[str, Extractor]:
         """Load the embedding networks that the metrics need, by role."""
-        roles = [METRIC_ROLES[name] for name in self.metrics if name != "adherence"]
+        roles = dict.fromkeys(METRIC_ROLES[name] for name in self.metrics if name != "adherence")
         return {role: load_extractor(role, getattr(self, role), device=self.device) for role in roles}
 
     def load_reader(self) -> AttributeReader | None:

@@ -96,6 +96,13 @@ def test_only_the_chosen_metrics_and_weights_are_used(
     }
 
 
+def test_metrics_of_one_role_share_a_network(weights: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+    monkeypatch.setattr("evaluation.evaluate.load_extractor", lambda role, path, device: loaded.append(role))
+    spec(weights, metrics=["cmmd", "clip_score", "dino_mmd", "density", "coverage", "fid"]).load_extractors()
+    assert sorted(loaded) == ["clip", "dino", "inception"]
+
+
 def test_floor_lies_below_a_different_set(
     weights: dict[str, Path], images: Tensor, generated: Tensor, wanted: list[dict[str, str]]
 ) -> None:
