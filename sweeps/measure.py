@@ -23,7 +23,12 @@ Report = Callable[[str, int, int], None]
 
 
 def evaluate(config: RunConfig, cache: Path) -> Callable[[Tensor], dict[str, float]]:
-    """Give the function that measures a run's images; networks and references are loaded once a process."""
+    """Give the function that measures a run's images; networks and references are loaded once a process.
+
+    Where the configuration names no network, as in a sweep about speed alone, images are only counted.
+    """
+    if not _measured(config):
+        return lambda images: {"num_samples": float(len(images))}
     return _evaluator(_shared(config).model_dump_json(), cache).evaluate
 
 
@@ -38,7 +43,7 @@ def prepare(configs: Sequence[RunConfig], cache: Path, report: Report) -> None:
 
     hush()
     encodings.prepare(configs, cache, report)
-    distinct = dict.fromkeys(_shared(config).model_dump_json() for config in configs)
+    distinct = dict.fromkeys(_shared(config).model_dump_json() for config in configs if _measured(config))
     for done, shared in enumerate(distinct):
         report("references", done, len(distinct))
         _evaluator(shared, cache)
@@ -71,6 +76,10 @@ def _shared(config: RunConfig) -> RunConfig:
     """Reduce a configuration to what its evaluation depends on, so that trials share one evaluator."""
     evaluation = config.evaluation.model_copy(update={"every": 1, "grid": 1, "also": []})
     return RunConfig(data=config.data, evaluation=evaluation, infrastructure=config.infrastructure)
+
+
+def _measured(config: RunConfig) -> bool:
+    return any(getattr(config.evaluation, METRICS[name].role or "") for name in QUALITY)
 
 
 def _computable(name: str, config: RunConfig) -> bool:

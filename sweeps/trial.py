@@ -26,6 +26,7 @@ from sweeps.bench import Bench, Models, Parts, Settings, load
 from sweeps.desk import WorkersLost
 from sweeps.group import Group, GroupBench
 from sweeps.history.recall import Recall, Waypoint
+from sweeps.metrics import METRICS
 from sweeps.results import ENTRY, append_journal, read_journal, write_steps_trained
 
 __all__ = ["Parts", "Settings", "TrialActor", "TrialRun", "load", "settle_process"]
@@ -192,6 +193,8 @@ class TrialRun:
         append_journal(self.folder, line)
 
     def _check(self, metrics: Mapping[str, float], step: int) -> None:
+        if METRICS[self.settings.metric].role is None:
+            return  # a rate of training, which no picture tells and no number can break
         value = metrics.get(self.settings.metric)
         if value is None or not math.isfinite(value):
             raise NonFiniteError(f"step {step}: {self.settings.metric} must be a finite number, got {value}")

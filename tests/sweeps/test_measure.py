@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from prx.config import RunConfig, parse_run_config
 from prx.data import reference_set
@@ -37,6 +38,12 @@ def test_every_column_is_measured_and_its_means_are_written_down(config: RunConf
     assert written["reference_count"] == "80"
     assert written["dino_version"].startswith("dino:squash-bicubic-v1")
     assert "V-statistic" in written["cmmd_estimator"]
+
+
+def test_without_a_network_images_are_only_counted(config: RunConfig, tmp_path: Path):
+    nothing = dict.fromkeys(("clip", "dino", "inception", "reader"))
+    bare = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=nothing)})
+    assert measure.evaluate(bare, tmp_path)(torch.zeros(3, 3, 32, 32, dtype=torch.uint8)) == {"num_samples": 3.0}
 
 
 def test_a_text_tower_is_needed_for_captions_alone(config: RunConfig, tmp_path: Path):

@@ -17,13 +17,13 @@ from tests.sweeps import fakes
 
 @pytest.fixture
 def start(tmp_path):
-    def make(name="good-3", also=()):
+    def make(name="good-3", also=(), metric="cmmd"):
         trial = fakes.make_plan(name).trials[0]
         config = json.loads(json.dumps(trial.config.model_dump(mode="json")))
         config["evaluation"]["also"] = list(also)
         paths = {"root": str(tmp_path), "folder": str(tmp_path / "trial"), "cache": str(tmp_path / "cache")}
         parts = {"trainer": fakes.PARTS.trainer, "evaluate": fakes.PARTS.evaluate}
-        return TrialRun(Settings(trial.trial_id, config, metric="cmmd", **paths, **parts))
+        return TrialRun(Settings(trial.trial_id, config, metric=metric, **paths, **parts))
 
     return make
 
@@ -63,6 +63,12 @@ def test_other_sampling_settings_are_measured_at_the_end(start):
     assert last["metrics"]["cmmd@guidance_scale=10"] == pytest.approx(3 + 1 / 50)
     assert last["metrics"]["cmmd@num_steps=9,guidance_scale=60"] == pytest.approx(3 + 1 / 100)
     assert last["metrics"]["cmmd_se@guidance_scale=10"] == 0.01
+
+
+def test_a_sweep_may_be_about_speed(start):
+    found = play(start(metric="samples_per_second"))
+    assert [r["step"] for r in found] == [10, 20, 30, 40]
+    assert all(r["samples_per_second"] == r["metrics"]["samples_per_second"] > 0 for r in found)
 
 
 def test_the_loss_is_the_mean_over_a_segment_wherever_it_was_cut(start):
