@@ -25,6 +25,7 @@ from evaluation.references import build_reference
 MIN_SAMPLES = 4
 """Images without which no distance has a standard error."""
 DISTANCES = {"cmmd": "clip", "dino_mmd": "dino", "fid": "inception"}
+WITHOUT_FID = "leave fid out of the metrics or set allow_few"
 METRIC_ROLES = DISTANCES | {"adherence": "reader", "clip_score": "clip"} | dict.fromkeys(MANIFOLD_METRICS, "dino")
 
 
@@ -129,10 +130,16 @@ def _spread(draws: Tensor) -> float:
     return float(draws.std())
 
 
-def check_count(count: int, spec: EvaluationSpec, extractors: Mapping[str, Extractor], path: str) -> None:
+def check_count(
+    count: int,
+    spec: EvaluationSpec,
+    extractors: Mapping[str, Extractor],
+    path: str,
+    remedy: str = WITHOUT_FID,
+) -> None:
     """Refuse a number of images from which a metric of the specification cannot be computed.
 
-    Raises: ValueError naming `path`, the rule and the count.
+    Raises: ValueError naming `path`, the rule, the count and, for FID, the `remedy`.
     """
     least = MIN_NEIGHBOURS if set(MANIFOLD_METRICS) & set(spec.metrics) else MIN_SAMPLES
     if count < least:
@@ -140,7 +147,7 @@ def check_count(count: int, spec: EvaluationSpec, extractors: Mapping[str, Extra
     if "fid" in spec.metrics and not spec.allow_few and count <= extractors["inception"].width:
         raise ValueError(
             f"{path} must be greater than {extractors['inception'].width} for fid (its number of features, "
-            f"else the covariance is singular), got {count}; leave fid out of the metrics or set allow_few"
+            f"else the covariance is singular), got {count}; {remedy}"
         )
 
 
@@ -149,6 +156,8 @@ class Evaluator:
 
     The reference is embedded once; every call compares against all of it, so figures of equal `num_samples`
     are comparable. Nothing here is random but the bootstrap, which is seeded.
+
+    `path` and `remedy` say in messages what sets the number of images, and how to do with as few.
 
     Shapes: reference_images uint8 [count, 3, H, W]; wanted_attributes and captions have one entry per generated
         image.
@@ -167,6 +176,7 @@ class Evaluator:
         captions: Sequence[str] | None = None,
         reference_attributes: Sequence[Attributes] | None = None,
         path: str = "evaluation.num_samples",
+        remedy: str = WITHOUT_FID,
     ) -> None:
         if "adherence" in spec.metrics and wanted_attributes is None:
             raise ValueError(
@@ -175,7 +185,7 @@ class Evaluator:
         if "clip_score" in spec.metrics and captions is None:
             raise ValueError("evaluation.metrics: clip_score needs a caption for every image, got none")
         self.spec = spec
-        self.path = path
+        self.path, self.remedy = path, remedy
         self._wanted = wanted_attributes
         self._reference_images = checked_images(reference_images)
         self._reference_attributes = reference_attributes
@@ -184,7 +194,7 @@ class Evaluator:
         self._captions = None
         if "clip_score" in spec.metrics and captions is not None and spec.clip is not None:
             self._captions = embed_captions(spec.clip, captions, device=spec.device)
-        check_count(len(reference_images), spec, self._extractors, "number of reference images")
+        check_count(len(reference_images), spec, self._extractors, "number of reference images", remedy)
         self.reference = build_reference(
             reference_images,
             self._extractors,
@@ -200,7 +210,7 @@ class Evaluator:
         Raises: ValueError naming the config path for too few images, or for a count that does not match the
             wanted attributes or captions.
         """
-        check_count(len(checked_images(images)), self.spec, self._extractors, self.path)
+        check_count(len(checked_images(images)), self.spec, self._extractors, self.path, self.remedy)
         embeddings = {
             role: extractor.embed(images, batch_size=self.spec.batch_size)
             for role, extractor in self._extractors.items()
@@ -219,7 +229,7 @@ class Evaluator:
         Raises: ValueError if a half is too small for a metric.
         """
         half = self.reference.count // 2
-        check_count(half, self.spec, self._extractors, "half the number of reference images")
+        check_count(half, self.spec, self._extractors, "half the number of reference images", self.remedy)
         first, second = (
             {role: rows[start : 2 * half : 2] for role, rows in self.reference.embeddings.items()}
             for start in (0, 1)

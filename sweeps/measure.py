@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Report = Callable[[str, int, int], None]
 
+MORE = "raise evaluation.num_samples, or leave FID out with evaluation.inception: null"
+
 
 def evaluate(config: RunConfig, cache: Path) -> Callable[[Tensor], dict[str, float]]:
     """Give the function that measures a run's images; networks and references are loaded once a process.
@@ -111,7 +113,7 @@ def _evaluator(shared: str, cache: Path) -> Evaluator:
         )
         found = Evaluator(
             spec, reference.images, reference.attributes, cache / "references", reference.fingerprint,
-            captions=reference.prompts,
+            captions=reference.prompts, remedy=MORE,
         )  # fmt: skip
         _write_provenance(found, cache / "references")
     except (ValueError, FileNotFoundError) as error:

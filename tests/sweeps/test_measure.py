@@ -10,6 +10,7 @@ import torch
 
 from prx.config import RunConfig, parse_run_config
 from prx.data import reference_set
+from prx.errors import UserError
 from prx.yamlsource import read_yaml
 from sweeps import measure
 from sweeps.results import MEASURED
@@ -38,6 +39,12 @@ def test_every_column_is_measured_and_its_means_are_written_down(config: RunConf
     assert written["reference_count"] == "80"
     assert written["dino_version"].startswith("dino:squash-bicubic-v1")
     assert "V-statistic" in written["cmmd_estimator"]
+
+
+def test_too_few_samples_for_fid_name_settings_that_a_run_has(config: RunConfig, tmp_path: Path):
+    few = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"num_samples": 40})})
+    with pytest.raises(UserError, match=r"got 40; raise evaluation\.num_samples, or .* evaluation\.inception: null$"):
+        measure.evaluate(few, tmp_path)
 
 
 def test_without_a_network_images_are_only_counted(config: RunConfig, tmp_path: Path):
