@@ -239,4 +239,4 @@ prompts needs the package ftfy, and the pipeline of diffusers 0.42 takes one pro
 
 
 def _settings(config: RunConfig) -> str:
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -181,7 +181,8 @@ def _entry(line: bytes) -> dict[str, Any] | None:
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Keep the settings of a trial; a sweep may write ten thousand, so by the C library where there is one."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.dump(dict(config), Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False)
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    text = yaml.dump(dict(config), Dumper=dumper, sort_keys=False, allow_unicode=True)
     (folder / "config.yaml").write_text(text, encoding="utf-8")
 
 

@@ -226,7 +226,8 @@ def _changes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[tuple[st
 def _flow(value: Any) -> str:
     if value is None:
         return "null"
-    return yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False).removesuffix("...\n").strip()
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False, allow_unicode=True)
+    return text.removesuffix("...\n").strip()
 
 
 @dataclass(frozen=True)
