@@ -23,7 +23,7 @@ from prx.config import RunConfig
 from prx.errors import UserError
 from prx.registry import choices
 from prx.yamlsource import Source, parse_yaml
-from sweeps.leaderboard import Leaderboard, render_leaderboard
+from sweeps.leaderboard import Leaderboard, leading_trial, render_leaderboard
 from sweeps.plan import Plan, make_plan
 from sweeps.results import SweepFolder, SweepInfo, TrialInfo, TrialState, read_info, read_results, read_state
 from sweeps.show_plan import render_plan
@@ -194,9 +194,9 @@ class Results:
         return named[0]
 
     def best(self, metric: str | None = None) -> TrialResult:
-        """Give the trial that leads at full length, by the metric that decides unless told.
+        """Give the best trial of the cell that leads at full length, by the metric that decides unless told.
 
-        It leads; whether it wins is what `leaderboard` says.
+        Its cell leads; whether it wins is what `leaderboard` says.
 
         Raises:
             UserError: No trial is complete, or the metric was not measured.
@@ -206,11 +206,10 @@ class Results:
         metric = metric or self.info.metric
         if metric not in METRICS:
             raise UserError(f"metric: {choices(metric, list(METRICS))}")
-        full = self.frame[(self.frame["step"] == self.info.steps) & self.frame[metric].notna()]
-        if not len(full):
+        leader = leading_trial(self.frame, self.info, metric)
+        if leader is None:
             raise UserError(f"no trial of {self.info.name} has {metric} at step {self.info.steps} yet")
-        ordered = full.sort_values(metric, ascending=METRICS[metric].better == "min")
-        return self.trial(str(ordered["trial_id"].iloc[0]))
+        return self.trial(leader)
 
     def leaderboard(self) -> Leaderboard:
         """Give the table that `prx-sweep run` ends with; `rich` draws it."""

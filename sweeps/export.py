@@ -73,7 +73,7 @@ def recipe(trial: TrialResult) -> str:
     value = f", {metric} {found[metric]:.4g} at step {found['step']:.0f}" if metric in found else ""
     head = f"# {trial.name} of sweep {trial.sweep.root.name}, seed {trial.seed}{value}\n"
     content: dict[str, Any] = trial.config.model_dump(mode="json")
-    return head + yaml.safe_dump(content, sort_keys=False)
+    return head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def draw(

@@ -171,19 +171,35 @@ def _counted(frame: pd.DataFrame) -> pd.DataFrame:
     return last[(good & (last["step"] == furthest)) | furthest.isna()]
 
 
+def leading_trial(frame: pd.DataFrame, info: SweepInfo, metric: str) -> str | None:
+    """Give the best trial of the cell that leads by a metric at full length; None before there is one.
+
+    Not the best of all trials: with several seeds that is the luckiest one, of whatever cell.
+    """
+    full = frame[(frame["step"] == info.steps) & (frame["state"] != "failed")]
+    found = _standing(full, metric) if metric in full else {}
+    if not found:
+        return None
+    sign = 1.0 if METRICS[metric].better == "min" else -1.0
+    leader = min(found, key=lambda cell_id: sign * found[cell_id])
+    values = full[full["cell_id"] == leader].set_index("trial_id")[metric].dropna()
+    return str((sign * values).idxmin())
+
+
 def _standings(full: pd.DataFrame, info: SweepInfo) -> Mapping[str, Mapping[str, float]]:
     """Give what cells at full length are ranked by: metric -> cell -> figure."""
+    return {name: _standing(full, name) for name in METRICS if name in full and name not in info.axes}
+
+
+def _standing(full: pd.DataFrame, name: str) -> dict[str, float]:
     import pandas as pd
 
     from sweeps.analysis.cell_means import standings
 
-    found = {}
-    for name in (name for name in METRICS if name in full and name not in info.axes):
-        known = full[full[name].notna()]
-        cells, cell_ids = pd.factorize(known["cell_id"])
-        values = standings(cells, known["seed"].to_numpy(), known[name].to_numpy(dtype=float), len(cell_ids))
-        found[name] = dict(zip(cell_ids, values.tolist(), strict=True))
-    return found
+    known = full[full[name].notna()]
+    cells, cell_ids = pd.factorize(known["cell_id"])
+    values = standings(cells, known["seed"].to_numpy(), known[name].to_numpy(dtype=float), len(cell_ids))
+    return dict(zip(cell_ids, values.tolist(), strict=True))
 
 
 def _cell_result(rows: Sequence[Row], info: SweepInfo, standings: Mapping[str, Mapping[str, float]]) -> CellResult:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from sweeps.article import render_article
 from sweeps.costs import read_costs
-from sweeps.leaderboard import render_leaderboard
+from sweeps.leaderboard import leading_trial, render_leaderboard
 from sweeps.results import SweepFolder, SweepInfo, read_results
 from sweeps.run import INTERRUPTED, Outcome
 
@@ -45,7 +45,7 @@ def _lines(outcome: Outcome, frame: pd.DataFrame) -> Iterator[str]:
         yield f"report: {page}"
     grid = best_grid(outcome.folder, outcome.info)
     if grid:
-        yield f"samples of the best trial: {grid}"
+        yield f"samples of the leader: {grid}"
     failed = frame[frame["state"] == "failed"].drop_duplicates("trial_id")
     for trial_id, name, reason in zip(failed["trial_id"], failed["name"], failed["reason"], strict=True):
         yield f"failed: {name}: {reason} (traceback: {outcome.folder.trial(trial_id) / 'error.txt'})"
@@ -58,12 +58,9 @@ def _lines(outcome: Outcome, frame: pd.DataFrame) -> Iterator[str]:
 
 
 def best_grid(folder: SweepFolder, info: SweepInfo) -> Path | None:
-    """Find the sample grid of the trial that leads at full length."""
-    frame = read_results(folder.results)
-    full = frame[(frame["step"] == info.steps) & (frame["state"] == "complete")]
-    full = full[full[info.metric].notna()] if info.metric in full else full[:0]
-    if not len(full):
+    """Find the sample grid of the leading cell's best trial."""
+    leader = leading_trial(read_results(folder.results), info, info.metric)
+    if leader is None:
         return None
-    ordered = full.sort_values(info.metric, ascending=info.mode == "min")
-    path = folder.trial(str(ordered["trial_id"].iloc[0])) / "samples" / f"step-{info.steps:08d}.png"
+    path = folder.trial(leader) / "samples" / f"step-{info.steps:08d}.png"
     return path if path.is_file() else None

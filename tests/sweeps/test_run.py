@@ -152,7 +152,7 @@ def test_what_is_printed(sweep):
     assert (steps.asked, steps.trained, steps.taken_over) == (8 * 40, 10 * len(rows), 0)
     assert steps.beside == 10 + 5  # nan-2 measured nothing, good-1 was killed between two boundaries
     assert str(sweep.outcome.steps) in end
-    assert f"samples of the best trial: {sweep.home('good-1') / 'samples' / 'step-00000040.png'}" in end
+    assert f"samples of the leader: {sweep.home('good-1') / 'samples' / 'step-00000040.png'}" in end
     assert "failed: crash-2: RuntimeError: the fake broke at step 15 (traceback: " in end
     _, status = text_of(lambda console: console.print(render_status(sweep.folder)))
     assert "fake: not running; 3 complete, 3 pruned, 2 failed" in status

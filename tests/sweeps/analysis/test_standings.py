@@ -12,7 +12,7 @@ from sweeps.analysis.differences import to_baseline
 from sweeps.analysis.observations import observe
 from sweeps.analysis.verdict import verdict
 from sweeps.conclusion import conclusion
-from sweeps.leaderboard import UNEVEN, notes, ranking
+from sweeps.leaderboard import UNEVEN, leading_trial, notes, ranking
 from tests.sweeps.simulated import frame_of, info_of
 
 CELLS = [{"tokenizer": name} for name in ("flux", "flux2", "repa_e", "dc_ae")]
@@ -104,6 +104,15 @@ def test_equal_cells_have_a_winner_less_often_than_the_level():
         figures = rng.standard_normal((3, 1)) + 0.1 * rng.standard_normal((3, 8))
         won += verdict(replace(observed, value=figures.ravel())).separable
     assert won / 1000 < 0.05
+
+
+def test_the_leading_cell_is_taken_away_not_the_luckiest_trial():
+    lucky = [[1.0, 1.0, 1.0], [0.5, 0.4, 0.6], [0.1, 0.9, 0.9], [1.2, None, None]]
+    assert leading_trial(table(lucky), INFO, "cmmd") == "1-1"
+    assert leading_trial(table(lucky), INFO, "fid") is None
+    failed = table(lucky)
+    failed.loc[failed["cell_id"] == "1", "state"] = "failed"
+    assert leading_trial(failed, INFO, "cmmd") == "2-0"
 
 
 def test_more_is_better_the_other_way_round():
