@@ -153,6 +153,10 @@ def _written(values: Mapping[str, Any]) -> Iterator[str]:
         keys = path.split(".")
         others = [other.split(".") for other in values if other != path]
         size = next(n for n in range(1, len(keys) + 1) if all(other[-n:] != keys[-n:] for other in others))
-        yield (
-            f"{'.'.join(keys[-size:])}={value:.4g}" if isinstance(value, float) else f"{'.'.join(keys[-size:])}={value}"
-        )
+        yield f"{'.'.join(keys[-size:])}={_number(value) if isinstance(value, float) else value}"
+
+
+def _number(value: float) -> str:
+    """Write a number in four digits, or in all where it has more: two points never share a name."""
+    short = f"{value:.4g}"
+    return short if float(short) == value else repr(value)

@@ -106,6 +106,13 @@ def test_a_point_is_a_cell_of_its_own_that_is_what_its_name_says():
     assert not design & {cell.cell_id for cell in here.search.cells}
 
 
+def test_points_that_differ_in_the_fifth_digit_have_names_of_their_own():
+    """Cells of one name would be seeds of one unit to early stopping."""
+    here = plan(space(f"{WEIGHT}: {{choice: [0.99991, 0.99995, 0.99999]}}", sampler="grid", trials=3))
+    names = [f"repa_dinov2 · weight={value}" for value in (0.99991, 0.99995, 0.99999)]
+    assert [cell.name for cell in here.search.cells] == names
+
+
 def test_points_to_try_first_come_first_and_the_sampler_fills_them_in():
     first = f"  first: [{{{WEIGHT}: 0.31, {STOP}: 20}}, {{{WEIGHT}: 0.7}}]\n"
     here = plan(space(f"{WEIGHT}: {{log_uniform: [0.05, 2.0]}}", f"{STOP}: {{choice: [10, 20]}}", trials=3, more=first))
