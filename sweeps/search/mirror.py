@@ -30,7 +30,8 @@ from sweeps.search.studies import Study
 LOCK_SECONDS = 5
 """After which a lock that a killed driver left is broken; it is held for a millisecond."""
 POSITION, OWNER = "proposal", "sweep_id"
-STORAGE_ERRORS = (StorageInternalError, SQLAlchemyError, OSError)
+STORAGE_ERRORS = (StorageInternalError, SQLAlchemyError, OSError, KeyError)
+"""What Optuna raises where a storage is away, or, by KeyError, where somebody has deleted the study meanwhile."""
 
 _log = logging.getLogger(__name__)
 

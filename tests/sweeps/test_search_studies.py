@@ -18,7 +18,7 @@ from sweeps.leaderboard import render_leaderboard
 from sweeps.ledger import Ledger
 from sweeps.results import SweepFolder, read_results
 from sweeps.run import preflight
-from sweeps.search.mirror import open_storage
+from sweeps.search.mirror import Mirror, open_storage, study_name
 from sweeps.search.sampling import Known, Result, propose
 from tests.sweeps.searches import STOP, WEIGHT, Driver, plan, score
 
@@ -132,6 +132,20 @@ def test_a_database_holds_the_studies_of_many_sweeps(tmp_path):
         preflight(plan(text), SweepFolder(tmp_path / "b", "found"), None, None)
     assert "search.storage: holds the study 'found/repa_dinov2' of another run or sweep" in str(error.value)
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("storage", ["journal", "sqlite"])
+def test_a_study_that_somebody_deletes_meanwhile_ends_no_sweep(storage, tmp_path, caplog):
+    where = f"sqlite:///{tmp_path}/studies.db" if storage == "sqlite" else "journal"
+    here = plan(f"  sampler: random\n  trials: 2\n  storage: {where}\n{MIXED}")
+    (study,) = here.search.studies
+    mirror = Mirror(here.search, "found", tmp_path, "me", ["cmmd"])
+    first, second, *_ = here.search.proposals[study.name]
+    mirror.tell(study, 0, first, Result())
+    optuna.delete_study(study_name=study_name("found", study), storage=open_storage(where, tmp_path))
+    mirror.tell(study, 0, first, Result("complete", (1.0,), {10: 1.0}))
+    mirror.tell(study, 1, second, Result())
+    assert "the next run completes it" in caplog.text
 
 
 def test_a_database_that_cannot_be_opened_is_refused_before_anything_is_written(tmp_path):
