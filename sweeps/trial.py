@@ -79,11 +79,14 @@ class TrialRun:
         known = self._recalled()
         if known is not None:
             return self._report(known, replayed=True)
-        following = self._boundary(self.reached)
+        following = self._boundary(min(self.reached, self._bench.step) if self._bench else self.reached)
         if not self.recall.claim(following):
-            return {"step": self.reached, "done": False, "waits": following}
+            return self._waits(following)
         started = time.perf_counter()
         return self._train() | {"spent_seconds": time.perf_counter() - started}
+
+    def _waits(self, step: int) -> dict[str, Any]:
+        return {"step": self.reached, "done": False, "waits": step}
 
     def _recalled(self) -> dict[str, Any] | None:
         """Take over the next boundary where anybody has trained and measured the same."""
@@ -105,6 +108,8 @@ class TrialRun:
             self._losses = (Fraction(0), 0)  # a segment begins, or its end is fetched
             self._catch_up(bench)
         boundary = self._boundary(bench.step)
+        if boundary <= self.reached and not self.recall.claim(boundary):  # its state was dropped, or lost
+            return self._waits(boundary)
         if bench.step < boundary:
             progress = bench.advance(boundary, seconds=self.settings.chunk_seconds)
             self._count(len(progress.step_seconds))
@@ -115,8 +120,10 @@ class TrialRun:
         if bench.step < boundary:
             self._wall += time.perf_counter() - started
             return {"step": bench.step, "done": False, "steps_trained": self.journal.steps_trained, **self._rates()}
-        if boundary in self.journal.boundaries:  # trained again because its checkpoint was lost
+        if boundary in self.journal.boundaries:  # trained again, for all who start from it
             self._save(bench)
+            self.recall.keep(boundary)
+            self.recall.release()
             done = boundary == self.config.steps
             return (
                 self._report(self.journal.boundaries[boundary], replayed=True) if done else {"step": boundary}

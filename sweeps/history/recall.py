@@ -104,17 +104,26 @@ class Recall:
         """Commit a boundary that was trained and measured here; earlier states that nobody needs lose their files."""
         if self.store is None or step not in self.waypoints:
             return
-        waypoint = self.waypoints[step]
-        name = f"step-{step:08d}"
-        self.store.put(waypoint.state, STATE, {"step": step}, self.folder / "checkpoints" / name)
+        self._put(step)
         pictures = self.folder / f".grid-{uuid.uuid4().hex[:8]}"
         try:
             pictures.mkdir()
-            shutil.copyfile(self.folder / "samples" / f"{name}.png", pictures / "grid.png")
-            self.store.put(waypoint.measurement, MEASUREMENT, entry, pictures)
+            shutil.copyfile(self.folder / "samples" / f"step-{step:08d}.png", pictures / "grid.png")
+            self.store.put(self.waypoints[step].measurement, MEASUREMENT, entry, pictures)
         finally:
             shutil.rmtree(pictures, ignore_errors=True)
         self._thin(step)
+
+    def keep(self, step: int) -> None:
+        """Commit a state that was trained again, its files being gone, so that nobody else has to."""
+        if step in self.waypoints:
+            self._put(step)
+            self._thin(step)
+
+    def _put(self, step: int) -> None:
+        assert self.store is not None
+        source = self.folder / "checkpoints" / f"step-{step:08d}"
+        self.store.put(self.waypoints[step].state, STATE, {"step": step}, source)
 
     def _thin(self, step: int) -> None:
         earlier = [point for point in self.waypoints.values() if point.step < step and not point.keep]

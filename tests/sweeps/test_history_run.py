@@ -180,6 +180,26 @@ def test_damaged_state_is_set_aside_and_trained_again(start, tmp_path):
     assert "weights: has 5 bytes instead of" in again.recall.store.damage[0]
 
 
+def test_a_trunk_whose_states_were_dropped_is_trained_again_by_one_for_all(start):
+    names, ways = ("fork-30-2", "fork-30-3"), {}
+    for name in ("fork-30-1", *names):
+        trial = fakes.make_plan(name).trials[0]
+        ways[name] = (trial.config, fakes.Lineage(trial.config, Path()))
+    play(start("fork-30-1", "first", waypoints=waypoints({"fork-30-1": ways.pop("fork-30-1")})["fork-30-1"]))
+    points = waypoints(ways)
+    both = [start(name, name, waypoints=points[name]) for name in names]
+    living, waited = list(both), 0
+    while living:
+        for trial in list(living):
+            result = trial.next()
+            waited += "waits" in result
+            if result.get("done"):
+                living.remove(trial)
+    assert waited
+    steps = sorted(step for trial in both for step in fakes.trained(trial.folder))
+    assert steps == sorted([*range(1, 31), *range(31, 41), *range(31, 41)])
+
+
 def test_state_that_is_known_but_measured_otherwise_is_only_measured(start):
     play(start("good-1", "a"))
     other = tuple(Waypoint(p.step, p.state, "f" * 31 + str(p.step // 10), p.keep) for p in points())
