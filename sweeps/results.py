@@ -149,13 +149,10 @@ def append_journal(folder: Path, *entries: Mapping[str, Any]) -> None:
 
 def read_journal(folder: Path) -> Journal:
     """Read a trial's journal; a damaged line is left out and named in `damage`."""
-    path, journal = folder / "journal.jsonl", Journal(steps_trained=read_steps_trained(folder))
-    if not path.is_file():
-        return journal
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        entry = _entry(line)
+    journal = Journal(steps_trained=read_steps_trained(folder))
+    for number, entry in enumerate(_lines(folder), start=1):
         if entry is None:
-            journal.damage.append(f"{path}:{number}: half-written line left out")
+            journal.damage.append(f"{folder / 'journal.jsonl'}:{number}: half-written line left out")
             continue
         journal.wall_seconds = float(entry["wall_seconds"])
         boundary = entry["kind"] == "boundary"
@@ -166,6 +163,12 @@ def read_journal(folder: Path) -> Journal:
             total, count = entry["losses"]
             journal.losses[int(entry["step"])] = (Fraction(total), int(count))
     return journal
+
+
+def _lines(folder: Path) -> list[dict[str, Any] | None]:
+    """Read the lines of a trial's journal; None for one that is damaged."""
+    path = folder / "journal.jsonl"
+    return [_entry(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
 
 
 def _entry(line: bytes) -> dict[str, Any] | None:
@@ -211,11 +214,16 @@ def write_steps_trained(folder: Path, count: int) -> None:
 
 
 def read_steps_trained(folder: Path) -> int:
-    """Read how many updates a trial made in all its lives; one that never trained made none."""
+    """Read how many updates a trial made in all its lives; one that never trained made none.
+
+    A machine that went down may have kept the file empty; then the journal, which is forced to the disk, knows.
+    """
     try:
         return int((folder / "steps_trained").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return 0
+    except ValueError:
+        return max((int(entry.get("steps_trained", 0)) for entry in _lines(folder) if entry), default=0)
 
 
 def write_state(folder: Path, state: TrialState) -> None:

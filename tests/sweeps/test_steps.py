@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from sweeps.results import Journal, TrialState, read_steps_trained, write_steps_trained
+from sweeps.results import (
+    Journal,
+    TrialState,
+    append_journal,
+    read_journal,
+    read_steps_trained,
+    write_steps_trained,
+)
 from sweeps.steps import Segment, Steps, count, segments, total
 
 
@@ -62,6 +69,13 @@ def test_the_count_is_a_file_of_its_own(tmp_path):
     write_steps_trained(tmp_path, 12)
     assert read_steps_trained(tmp_path) == 12
     assert [path.name for path in tmp_path.iterdir()] == ["steps_trained"]
+
+
+def test_a_count_that_a_crash_of_the_machine_left_empty_is_taken_from_the_journal(tmp_path):
+    line = {"kind": "boundary", "step": 10, "metrics": {}, "wall_seconds": 1.0}
+    append_journal(tmp_path, line | {"steps_trained": 10}, line | {"step": 20, "steps_trained": 25})
+    (tmp_path / "steps_trained").write_text("")
+    assert read_steps_trained(tmp_path) == read_journal(tmp_path).steps_trained == 25
 
 
 def test_benchmark_of_replay_checks_what_it_measures(tmp_path):
