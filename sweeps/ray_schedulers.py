@@ -15,9 +15,9 @@ from ray.tune.schedulers import (
 )
 
 from sweeps.results import SweepInfo, TrialInfo
-from sweeps.scheduler import Queue, RunAll, Segments, Verdicts
+from sweeps.scheduler import RunAll, Terms
 from sweeps.stopping.spec import SchedulerSpec
-from sweeps.stopping.stoppers import End, Stoppers
+from sweeps.stopping.stoppers import End
 from sweeps.submission import ours
 
 CLOCK = "training_rounds"
@@ -64,18 +64,10 @@ class RayRule(RunAll):
 
     name, why = "", "behind those that came before"
 
-    def __init__(
-        self,
-        queue: Queue,
-        verdicts: Verdicts,
-        spec: SchedulerSpec,
-        info: SweepInfo,
-        stoppers: Stoppers,
-        segments: Segments | None = None,
-    ) -> None:
-        super().__init__(queue, verdicts, info.metric, stoppers, segments)
-        self.factor, self.grace = float(spec.reduction_factor), spec.first_rung(info.eval_every)
-        self.rule = self.make(spec, info)
+    def __init__(self, terms: Terms) -> None:
+        super().__init__(terms)
+        self.factor, self.grace = float(self.spec.reduction_factor), self.spec.first_rung(self.info.eval_every)
+        self.rule = self.make(self.spec, self.info)
         self._members: dict[str, _Member] = {}
         self._past: dict[str, list[tuple[int, float]]] = {}
         self._last: dict[str, tuple[int, float]] = {}
@@ -200,8 +192,8 @@ class RayHyperBand(RayRule):
     name, why = "hyperband", "behind the others of its bracket"
     retries = False
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, terms: Terms) -> None:
+        super().__init__(terms)
         self._paused: set[str] = set()
         self._controller: Any = None
         self._deciding = False

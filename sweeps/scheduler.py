@@ -8,12 +8,14 @@ decision. Journals are the truth: replaying them rebuilds every decision.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import TrialScheduler
 
-from sweeps.results import TrialInfo
+from sweeps.results import SweepInfo, TrialInfo
+from sweeps.stopping.spec import SchedulerSpec
 from sweeps.stopping.stoppers import End, Stoppers
 from sweeps.submission import ours
 
@@ -60,6 +62,17 @@ class Segments(Protocol):
         """Say whether a trial may train, or take over, the segment that ends at `step`."""
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What every scheduler is built from: what was asked for, and whom it deals with."""
+
+    spec: SchedulerSpec
+    info: SweepInfo
+    queue: Queue
+    verdicts: Verdicts
+    segments: Segments | None = None
+
+
 class RunAll(TrialScheduler):
     """Compare nobody; only the stoppers end trials. The base of the schedulers that compare."""
 
@@ -68,18 +81,13 @@ class RunAll(TrialScheduler):
     retries = True
     """Whether a trial may be tried again: it reports once more what it reported before its worker died."""
 
-    def __init__(
-        self,
-        queue: Queue,
-        verdicts: Verdicts,
-        metric: str,
-        stoppers: Stoppers,
-        segments: Segments | None = None,
-    ) -> None:
+    def __init__(self, terms: Terms) -> None:
         super().__init__()
-        self.queue, self.verdicts, self.column, self.stoppers = queue, verdicts, metric, stoppers
+        self.spec, self.info, self.column = terms.spec, terms.info, terms.info.metric
+        self.queue, self.verdicts, self._segments = terms.queue, terms.verdicts, terms.segments
+        self.stoppers = Stoppers(self.spec.stop, self.info.metric, self.info.mode)
         self.ends: dict[str, End] = {}
-        self._segments, self._settled = segments, set[str]()
+        self._settled = set[str]()
         self._due: dict[str, None] = {}  # of `ends`, those that nobody was told of
         self._trials: dict[str, TuneTrial] = {}
         self._waiting_for: dict[str, int] = {}

@@ -10,9 +10,9 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from sweeps.halving import Cohort, Decision, How, Unit
 from sweeps.results import SweepInfo, TrialInfo
-from sweeps.scheduler import Queue, RunAll, Segments, Verdicts
+from sweeps.scheduler import RunAll, Terms
 from sweeps.stopping.spec import SchedulerSpec
-from sweeps.stopping.stoppers import End, Stoppers
+from sweeps.stopping.stoppers import End
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,9 @@ class CohortHalving(RunAll):
 
     replays_all = True
 
-    def __init__(
-        self,
-        queue: Queue,
-        verdicts: Verdicts,
-        spec: SchedulerSpec,
-        info: SweepInfo,
-        stoppers: Stoppers,
-        segments: Segments | None = None,
-    ) -> None:
-        super().__init__(queue, verdicts, info.metric, stoppers, segments)
-        self.spec, self.info, self.factor = spec, info, float(spec.reduction_factor)
+    def __init__(self, terms: Terms) -> None:
+        super().__init__(terms)
+        self.factor = float(self.spec.reduction_factor)
         self.cohorts: list[Cohort] = []
         self._members: dict[str, Member] = {}
         self._at: dict[str, tuple[int, float]] = {}
