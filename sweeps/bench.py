@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from prx.config import parse_run_config
+from prx.config import RunConfig, parse_run_config
 from sweeps.history.recall import LEASE_SECONDS, Waypoint
 
 if TYPE_CHECKING:
@@ -122,22 +123,24 @@ class Bench:
         return self._trainer.advance(until, seconds=seconds)  # type: ignore[no-any-return]
 
     def measure(self) -> dict[str, float]:
-        """Sample, keep a grid of the samples, and evaluate; with several workers the first alone evaluates."""
+        """Sample, keep a grid of the samples, and evaluate."""
+        return measured(self.config, self.step, self.measure_once, self.measure_also)
+
+    def measure_once(self) -> dict[str, float]:
+        """Measure as the run is drawn; with several workers the first alone evaluates."""
         from prx.images import save_grid
 
         images = self._trainer.sample()
         metrics = self._evaluated(images)
         if metrics:
             save_grid(images[: self.config.evaluation.grid], self.folder / "samples" / f"step-{self.step:08d}.png")
-        return metrics | (self._also() if self.step == self.config.steps else {})
+        return metrics
 
-    def _also(self) -> dict[str, float]:
-        """Measure under the other sampling settings that are asked for, from the same prompts and noise."""
-        found: dict[str, float] = {}
-        for also in self.config.evaluation.also:
-            metrics = self._evaluated(self._trainer.sample(also.applied(self.config.sampling)))
-            found |= {f"{key}@{also.label}": value for key, value in metrics.items() if key != "num_samples"}
-        return found
+    def measure_also(self, number: int) -> dict[str, float]:
+        """Measure under other sampling settings that are asked for, from the same prompts and noise."""
+        also = self.config.evaluation.also[number]
+        metrics = self._evaluated(self._trainer.sample(also.applied(self.config.sampling)))
+        return {f"{key}@{also.label}": value for key, value in metrics.items() if key != "num_samples"}
 
     def _evaluated(self, images: Tensor) -> dict[str, float]:
         if not len(images):
@@ -152,6 +155,16 @@ class Bench:
     def close(self) -> None:
         """Release the models."""
         self._trainer.close()
+
+
+def measured(
+    config: RunConfig, step: int, once: Callable[[], dict[str, float]], also: Callable[[int], dict[str, float]]
+) -> dict[str, float]:
+    """Collect all that is measured at a step: other sampling settings at the run's end alone."""
+    found = once()
+    for number in range(len(config.evaluation.also) if step == config.steps else 0):
+        found |= also(number)
+    return found
 
 
 def set_threads(count: int) -> None:

@@ -13,14 +13,16 @@ import statistics
 import threading
 import traceback
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from cluster.resources import TrialShape
+from prx.config import parse_run_config
 from prx.errors import NonFiniteError
-from sweeps.bench import Bench, Progress, Settings
+from sweeps.bench import Bench, Progress, Settings, measured
 from sweeps.desk import IDLE, Answers, Desk, WorkersIdle, WorkersLost
 
 IDLE_SECONDS = 20.0
@@ -79,9 +81,13 @@ class _Crew:
         """Train to a step: one that all know, as clocks differ."""
         return self._held.advance(until)
 
-    def measure(self) -> dict[str, float]:
+    def measure_once(self) -> dict[str, float]:
         """Sample together, evaluate at the first."""
-        return self._held.measure()
+        return self._held.measure_once()
+
+    def measure_also(self, number: int) -> dict[str, float]:
+        """Do so under other sampling settings."""
+        return self._held.measure_also(number)
 
     def save(self) -> None:
         """Keep a checkpoint."""
@@ -232,8 +238,13 @@ class GroupBench:
         return progress
 
     def measure(self) -> dict[str, float]:
-        """Sample together, evaluate at the first worker."""
-        return self._call("measure")  # type: ignore[no-any-return]
+        """Sample together, evaluate at the first worker.
+
+        Every sampling setting is an order of its own: while the first evaluates, the others wait for an order, which
+        may take as long as it takes, and not in a collective operation.
+        """
+        config = parse_run_config(self._settings.config)
+        return measured(config, self.step, partial(self._call, "measure_once"), partial(self._call, "measure_also"))
 
     def save(self) -> None:
         """Keep a checkpoint."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+from typing import ClassVar
 
 import pytest
 from rich.console import Console
@@ -11,7 +12,9 @@ from rich.console import Console
 from cluster.connect import attach
 from prx.errors import ConfigError, NonFiniteError
 from prx.yamlsource import parse_yaml
+from sweeps.bench import Settings
 from sweeps.desk import Answers, Desk, WorkerError, WorkersIdle, WorkersLost
+from sweeps.group import GroupBench
 from sweeps.logs import ENVIRONMENT, environment
 from sweeps.plan import make_plan
 from sweeps.results import SweepFolder, read_results, read_state
@@ -113,6 +116,30 @@ def test_within_a_trial_workers_wait_longer():
 def test_no_answer_at_all_is_a_loss():
     problem = Answers(over="the controller is gone").problem()
     assert (type(problem), str(problem)) == (WorkersLost, "the controller is gone")
+
+
+def test_every_sampling_setting_is_an_order_of_its_own():
+    """Who waits for the first worker to evaluate waits for an order: a collective operation would run out of time."""
+
+    class Orders:
+        asked: ClassVar[list[tuple]] = []
+
+        def start(self):
+            """There are workers."""
+
+        def call(self, name, *arguments):
+            self.asked.append((name, *arguments))
+            return {"-".join(map(str, (name, *arguments))): 1.0}
+
+    config = fakes.make_plan("good-3").trials[0].config.model_dump(mode="json")
+    config["evaluation"]["also"] = [{"guidance_scale": 2.0}, {"num_steps": 9}]
+    bench = GroupBench(Settings("good-3", config, "", "", "", "cmmd", "", ""), Orders())
+    bench.step = 20
+    assert list(bench.measure()) == ["measure_once"]
+    bench.step = config["steps"]
+    Orders.asked.clear()
+    assert list(bench.measure()) == ["measure_once", "measure_also-0", "measure_also-1"]
+    assert Orders.asked == [("measure_once",), ("measure_also", 0), ("measure_also", 1)]
 
 
 def test_workers_that_cannot_share_a_batch_are_refused():
