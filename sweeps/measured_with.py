@@ -21,14 +21,15 @@ WEIGHTS = {"model": "the model's own weights", "ema": "EMA weights"}
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
-    """Take from a configuration what its metrics depend on: how pictures are drawn, how many, against what."""
+    """Take what metrics depend on from a configuration: how pictures are drawn, how many and large, against what."""
     return _settings(config.model_dump(mode="json", include={"sampling", "evaluation", "data"}))
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     evaluation, data = config["evaluation"], config["data"]
     against = {"reference": data["reference"], "prompts": data["prompt_column"]}
-    return dict(config["sampling"]) | {"num_samples": evaluation["num_samples"]} | against
+    pictures = {"num_samples": evaluation["num_samples"], "image_size": data["image_size"]}
+    return dict(config["sampling"]) | pictures | against
 
 
 def recalled(info: SweepInfo, config: Callable[[TrialInfo], Mapping[str, Any] | None]) -> SweepInfo:
@@ -74,6 +75,7 @@ def words(settings: Mapping[str, Any]) -> str:
         parts.append(f"guidance by {kind}")
     parts += [WEIGHTS[settings["weights"]]] if "weights" in settings else []
     parts += [f"{settings['num_samples']:,} samples"] if "num_samples" in settings else []
+    parts += [f"{settings['image_size']}² pixels"] if "image_size" in settings else []
     parts += [f"reference {settings['reference']}"] if "reference" in settings else []
     parts += [f"prompts from {settings['prompts']}"] if "prompts" in settings else []
     return ", ".join(parts)

@@ -73,7 +73,7 @@ def config_of(trial):
     return {
         "name": trial.name, "seed": trial.seed, "steps": 300, "losses": {"use": trial.levels["alignment"]},
         "tokenizer": trial.levels["tokenizer"],
-        "data": {"reference": "/nowhere", "num_reference": 4, "prompt_column": "caption"},
+        "data": {"reference": "/nowhere", "num_reference": 4, "prompt_column": "caption", "image_size": 32},
         "evaluation": {"grid": 4, "clip": "embedded:clip", "dino": None},
     }  # fmt: skip
 

@@ -51,6 +51,7 @@ def test_a_plan_writes_down_how_each_cell_is_measured(tmp_path):
     assert found.trials[0].measured == {
         **config.sampling.model_dump(mode="json"),
         "num_samples": config.evaluation.num_samples,
+        "image_size": 32,
         "reference": "embedded:reference",
         "prompts": "caption_long",
     }
@@ -124,6 +125,14 @@ def test_prompts_and_reference_are_said_too():
     )
     assert measured_with.own(info)["repa_e"] == {"prompts": "caption_short"}
     assert measured_with.words({"prompts": "caption_short"}) == "prompts from caption_short"
+
+
+def test_pictures_of_another_size_are_told_apart():
+    info = measured(info_of(stored.cells()), SETTINGS | {"image_size": 32}, repa_e={"image_size": 64})
+    line, warning = measured_with.lines(info)
+    assert line == ALIKE.replace("samples.", "samples, 32² pixels, unless a row says otherwise.")
+    assert warning.startswith("Such rows were measured in another way")
+    assert measured_with.words(measured_with.own(info)["repa_e"]) == "64² pixels"
 
 
 @pytest.mark.parametrize(
