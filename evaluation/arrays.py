@@ -44,7 +44,8 @@ def as_tensor(values: Embeddings) -> Tensor:
     if isinstance(values, Tensor):
         return values.detach()
     array = np.asarray(values)
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    plain = array.flags.writeable and min(array.strides, default=0) >= 0 and array.dtype.isnative
+    return torch.from_numpy(array if plain else array.astype(array.dtype.newbyteorder("=")))
 
 
 def _checked(metric: str, name: str, values: Embeddings) -> Tensor:

@@ -136,6 +136,7 @@ def test_numpy_and_torch_agree() -> None:
     frozen = x.numpy().copy()
     frozen.flags.writeable = False
     assert mmd(frozen, y.numpy()) == mmd(x, y)
+    assert mmd(x.numpy()[::-1, ::-1], y.numpy().astype(">f8")[:, ::-1]) == pytest.approx(mmd(x, y), abs=1e-12)
 
 
 def test_one_pass_gives_what_the_single_functions_give() -> None:
