@@ -78,12 +78,10 @@ class EvaluationSpec:
 
 
 def _check_device(name: str) -> None:
-    kinds = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    kind, _, index = name.partition(":")
-    if kind not in kinds or (index and not index.isdigit()):
-        raise ValueError(
-            f"evaluation.device must be one of {', '.join(kinds)} (or with :index), got {name!r}"
-        )
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    known = ["cpu", *(["cuda"] if count else []), *(f"cuda:{index}" for index in range(count))]
+    if name not in known:
+        raise ValueError(f"evaluation.device must be one of {', '.join(known)}, got {name!r}")
 
 
 def compare(

@@ -171,6 +171,14 @@ def test_specification_refuses(weights: dict[str, Path], changes: dict[str, Any]
         spec(weights, **changes)
 
 
+def test_a_gpu_that_is_not_there_is_refused(weights: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert spec(weights, device="cuda:1").device == "cuda:1"
+    with pytest.raises(ValueError, match=r"must be one of cpu, cuda, cuda:0, cuda:1, got 'cuda:2'"):
+        spec(weights, device="cuda:2")
+
+
 def test_provenance_names_networks_estimators_and_reference(
     weights: dict[str, Path], images: Tensor, wanted: list[dict[str, str]]
 ) -> None:
