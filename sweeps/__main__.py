@@ -117,7 +117,9 @@ def report(
 
 
 Trial = Annotated[str, typer.Argument(help="A sweep (its leader), SWEEP/CELL, or a trial's id.", metavar="TRIAL")]
-Seed = Annotated[int | None, typer.Option(help="Which seed of a cell; the first unless told.", metavar="N")]
+Seed = Annotated[
+    int | None, typer.Option(help="Which seed; unless told the first of a cell, the best of the leader.", metavar="N")
+]
 
 
 @app.command()

@@ -20,7 +20,7 @@ from sweeps.results import SweepFolder
 
 
 def find_trial(name: str, store: Path, seed: int | None = None) -> TrialResult:
-    """Find a trial by its id, as SWEEP/CELL, or as SWEEP for the one that leads.
+    """Find a trial by its id, as SWEEP/CELL, or as SWEEP for the cell that leads; of that seed, where one is told.
 
     Raises:
         UserError: There is none; lists what there is.
@@ -29,11 +29,14 @@ def find_trial(name: str, store: Path, seed: int | None = None) -> TrialResult:
     sweep, _, cell = name.partition("/")
     if sweep in sweeps:
         results = Results(SweepFolder(store, sweep))
-        return results.trial(cell, seed) if cell else results.best()
+        if cell:
+            return results.trial(cell, seed)
+        best = results.best()
+        return best if seed is None else results.trial(best.name, seed)
     for there in sweeps:
         folder = SweepFolder(store, there)
         if (folder.trial(name) / "config.yaml").is_file():
-            return Results(folder).trial(name)
+            return Results(folder).trial(name, seed)
     known = choices(sweep, sweeps)
     raise UserError(f"trial: {name!r} is no trial of {store}; the sweep in SWEEP or SWEEP/CELL {known}")
 

@@ -46,6 +46,9 @@ def test_a_trial_is_found_by_its_id_its_cell_or_as_the_leader(store):
     assert find_trial("fake", store).info.trial_id == "repa-1"
     assert find_trial("fake/base", store).info.trial_id == "base-0"
     assert find_trial("fake/base", store, seed=1).info.trial_id == "base-1"
+    assert find_trial("fake", store, seed=0).info.trial_id == "repa-0"
+    with pytest.raises(UserError, match=r"got 'base-1 \(seed 0\)'"):
+        find_trial("base-1", store, seed=0)
     with pytest.raises(UserError, match=r"trial: 'fame/base' is no trial of .* must be one of fake; got 'fame'"):
         find_trial("fame/base", store)
     with pytest.raises(UserError, match=r"trial: must be one of base \(seed 0\).*; got 'rep'"):
