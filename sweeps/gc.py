@@ -226,8 +226,11 @@ def _view(folder: SweepFolder, record: Recorded, running: bool) -> SweepView:
     trials = []
     for trial_id, points in record.trials.items():
         home = folder.trial(trial_id)
-        final = read_journal(home).boundaries.get(points[-1][0]) if points else None
-        state = "complete" if final else read_state(home).state
+        boundaries, state = read_journal(home).boundaries, read_state(home).state
+        if state == "complete":  # maybe before the last step, where `scheduler.stop` found it good enough
+            points = [point for point in points if point[0] <= max(boundaries, default=0)]
+        final = boundaries.get(points[-1][0]) if points else None
+        state = "complete" if final else state
         score = final["metrics"].get(info.metric) if final else None
         states = tuple(state for _, state, _ in points)
         trials.append(TrialView(trial_id, state, states, score, trial_id in baselines))

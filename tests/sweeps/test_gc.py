@@ -111,6 +111,14 @@ def test_baselines_final_stays_whatever_its_rank(world):
     assert world.kept() == {"good-1-0": [40], "good-2-0": [20], "fork-20-3-0": [20], "fork-20-4-0": [20]}
 
 
+def test_a_trial_that_was_good_enough_before_its_last_step_has_its_final_there(world):
+    write_state(world.folder.trial("good-2-0"), TrialState("complete", "target: cmmd 2.05 at step 20"))
+    free(world, keep_best=2)
+    assert world.kept()["good-2-0"] == [20]
+    free(world, keep_best=1)
+    assert world.kept()["good-2-0"] == []
+
+
 def test_after_a_clean_up_the_sweep_goes_on_and_measurements_are_known(world):
     records = [path for path in paths(HistoryStore(world.history)) if path.endswith("entry.json")]
     free(world, keep_best=0)
