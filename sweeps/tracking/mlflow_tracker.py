@@ -1,4 +1,4 @@
-"""MLflow: a run a trial, found again by its tag `trial_id`."""
+"""MLflow: a run a trial, found again by its tags `sweep` and `trial_id`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag
 
 from sweeps.tracking.view import Tracked
 
@@ -40,9 +40,10 @@ class Mlflow:
     def open(self, trial: Tracked) -> MlflowRun:
         """Begin a run, or go on with it."""
         self._experiment = self._experiment or self._find_experiment()
-        found = self._client.search_runs([self._experiment], f"tags.trial_id = '{trial.info.trial_id}'")
+        mine = f"tags.trial_id = '{trial.info.trial_id}' and tags.sweep = '{trial.sweep.name}'"
+        found = self._client.search_runs([self._experiment], mine)
         run = found[0] if found else self._begin(trial)
-        return MlflowRun(self._client, run.info.run_id, trial)
+        return MlflowRun(self._client, run, trial)
 
     def _find_experiment(self) -> str:
         found = self._client.get_experiment_by_name(self._name)
@@ -51,22 +52,26 @@ class Mlflow:
         location = self._artifacts.as_uri() if self._artifacts else None
         return str(self._client.create_experiment(self._name, artifact_location=location))
 
-    def _begin(self, trial: Tracked) -> Any:
+    def _begin(self, trial: Tracked) -> Run:
         tags = {key: str(value) for key, value in flat(trial.about())}
         return self._client.create_run(self._experiment, tags=tags, run_name=trial.label)
 
 
 class MlflowRun:
-    """One trial's run. `has` is what the tracker itself says, so nothing is logged twice."""
+    """One trial's run. `has` is what the tracker itself says, so nothing is logged twice.
 
-    def __init__(self, client: MlflowClient, run_id: str, trial: Tracked) -> None:
-        self._client, self._run_id = client, run_id
-        history = client.get_metric_history(run_id, trial.sweep.metric)
+    A parameter stays as it was first logged, which is all that MLflow allows: a trial may go on with other workers.
+    """
+
+    def __init__(self, client: MlflowClient, run: Run, trial: Tracked) -> None:
+        self._client, self._run_id = client, str(run.info.run_id)
+        history = client.get_metric_history(self._run_id, trial.sweep.metric)
         self.has = max((int(metric.step) for metric in history), default=0)
-        params = [Param(key, str(value)[:LONGEST]) for key, value in flat(trial.config)]
+        new = [(key, value) for key, value in flat(trial.config) if key not in run.data.params]
+        params = [Param(key, str(value)[:LONGEST]) for key, value in new]
         for start in range(0, len(params), MOST_PARAMS):
-            client.log_batch(run_id, params=params[start : start + MOST_PARAMS])
-        client.update_run(run_id, status="RUNNING")
+            client.log_batch(self._run_id, params=params[start : start + MOST_PARAMS])
+        client.update_run(self._run_id, status="RUNNING")
 
     def log(self, trial: Tracked, step: int) -> None:
         """Add the sample grid, then the metrics, all at once: they say that the boundary is whole."""

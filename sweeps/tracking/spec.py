@@ -26,7 +26,7 @@ READS: dict[str, tuple[str, ...]] = {
 
 
 class TrackerSpec(Strict):
-    """One tracker. A trial is a run with the trial's id, a sweep is a group (W&B) or a tag (MLflow).
+    """One tracker. Every trial of a sweep is a run, the sweep is a group (W&B) or a tag (MLflow).
 
     Args:
         use: Which tracker.
@@ -68,7 +68,7 @@ def check_trackers(trackers: Sequence[TrackerSpec]) -> None:
         UserError: No key for W&B online, or MLflow is not installed. That a service is away is no error: it may come.
     """
     for index, tracker in enumerate(trackers):
-        if tracker.use == "wandb" and tracker.mode == "online" and not has_wandb_key():
+        if tracker.use == "wandb" and tracker.resolved_mode() == "online" and not has_wandb_key():
             raise UserError(
                 f"tracking[{index}].mode: online needs a key for {_wandb_host()}: set WANDB_API_KEY or run "
                 "`wandb login`; or leave it at auto or offline, and send the runs later with `wandb sync`"
@@ -96,7 +96,7 @@ def _wandb_host() -> str:
         import wandb
 
         url = str(wandb.Settings().base_url)
-    return urlsplit(url).hostname or ""
+    return urlsplit(url).netloc  # with the port, as `wandb login` writes it
 
 
 def plain(trackers: Sequence[TrackerSpec]) -> list[dict[str, Any]]:

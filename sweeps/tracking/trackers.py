@@ -12,6 +12,9 @@ import yaml
 from sweeps.tracking.follower import Tracker
 from sweeps.tracking.view import Tracked
 
+LONGEST_NAME = 200
+"""Of a cell, in the name of a folder: file systems take 255 bytes, and a search names a point by all its settings."""
+
 
 class TensorBoard:
     """Event files, a folder a trial.
@@ -30,8 +33,8 @@ class TensorBoard:
 
     def open(self, trial: Tracked) -> TensorBoardRun:
         """Begin a trial's folder."""
-        name = re.sub(r"[^\w.+-]+", "-", f"{trial.info.name}-seed-{trial.info.seed}")
-        target = self._folder / f"{name}-{trial.info.trial_id[:6]}"
+        cell = re.sub(r"[^\w.+-]+", "-", trial.info.name)[:LONGEST_NAME]
+        target = self._folder / f"{cell}-seed-{trial.info.seed}-{trial.info.trial_id[:6]}"
         shutil.rmtree(target, ignore_errors=True)
         return TensorBoardRun(target, trial)
 

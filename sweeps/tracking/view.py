@@ -28,6 +28,11 @@ class Tracked:
         return f"{self.info.name} (seed {self.info.seed})"
 
     @property
+    def run_id(self) -> str:
+        """Name its run: two sweeps may have the same trial, and each shows it among its own."""
+        return f"{self.sweep.name}-{self.info.trial_id}"
+
+    @property
     def reached(self) -> int:
         """The last boundary."""
         return max(self.boundaries, default=0)

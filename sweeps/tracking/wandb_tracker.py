@@ -1,4 +1,4 @@
-"""Weights & Biases: a run a trial with the trial's id, grouped by sweep, online or as folders for `wandb sync`."""
+"""Weights & Biases: a run a trial, grouped by sweep, online or as folders for `wandb sync`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Wandb:
 
     Online, a run goes on after the last step that the service has. Offline nobody can be asked, a run is one folder,
     and folders with the same id would overwrite each other when they are sent: a run that is opened again is written
-    anew, whole. While the service is away, runs are begun offline.
+    anew, whole. While the service is away, runs are begun offline; one that goes on online is whole there.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
@@ -53,9 +53,17 @@ class Wandb:
             return self._begin(trial, "online")
         if self._mode == "online":
             _log.warning("%s: kept offline, because %s does not answer", trial.label, service_url())
-        for old in self._folder.glob(f"offline-run-*-{trial.info.trial_id}"):
-            shutil.rmtree(old)
+        self._forget(trial)
         return self._begin(trial, "offline")
+
+    def _forget(self, trial: Tracked) -> None:
+        for old in self._folder.glob(f"offline-run-*-{trial.run_id}"):
+            shutil.rmtree(old)
+
+    def _closed(self, trial: Tracked, mode: str) -> None:
+        self._unfinished.pop(trial.info.trial_id, None)
+        if mode == "online":  # sent later, what was begun offline would replace it
+            self._forget(trial)
 
     def _begin(self, trial: Tracked, mode: Literal["online", "offline"]) -> WandbRun:
         settings = wandb.Settings(
@@ -68,7 +76,7 @@ class Wandb:
         run = wandb.init(
             project=self._project,
             entity=self._entity,
-            id=trial.info.trial_id,
+            id=trial.run_id,
             name=trial.label,
             group=trial.sweep.name,
             tags=sorted({level[:64] for level in trial.info.levels.values()}),
@@ -79,7 +87,7 @@ class Wandb:
             reinit="create_new",
             settings=settings,
         )
-        return WandbRun(run, lambda: self._unfinished.pop(trial.info.trial_id, None))
+        return WandbRun(run, lambda: self._closed(trial, mode))
 
 
 class WandbRun:

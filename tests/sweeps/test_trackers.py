@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -178,7 +179,7 @@ def test_wandb_offline_runs_are_whole_and_single(folder, tmp_path):
     again = follow(folder, make_tracker(settings("wandb", mode="offline", project="p"), home), "wandb")
     again.look(last=True)
     first, second = sorted(trackers.wandb_runs(home), key=lambda run: run.id)
-    assert (first.id, first.name, first.group, first.project) == ("good-1-0", "good-1 (seed 0)", "fake", "p")
+    assert (first.id, first.name, first.group, first.project) == ("fake-good-1-0", "good-1 (seed 0)", "fake", "p")
     assert first.steps == [10, 20, 30]
     assert [row["cmmd"] for row in first.history] == [1 / 10, 1 / 20, 1 / 30]
     assert [path.read_bytes()[:4] for path in first.images()] == [b"\x89PNG"] * 3
@@ -198,6 +199,18 @@ def test_tensorboard_run_opened_again_is_written_anew(folder, tmp_path):
     assert [step for step, _ in values["cmmd"]] == [10, 20]
     assert [value for _, value in values["cmmd"]] == pytest.approx([0.1, 0.05])
     assert [content[:4] for _, content in values["samples"]] == [b"\x89PNG"] * 2
+
+
+def test_tensorboard_takes_a_cell_whose_name_is_longer_than_a_files(folder, tmp_path):
+    named = fakes.make_info("good-1")
+    name = " · ".join(f"losses.repa{number}.weight=0.1234" for number in range(12))
+    write_info(folder, replace(named, trials=(replace(named.trials[0], name=name),)))
+    reach(folder, "good-1-0", 10, "complete")
+    follower = follow(folder, make_tracker(settings("tensorboard"), tmp_path / "events"), "tensorboard")
+    follower.look(last=True)
+    assert follower.outcome()["tensorboard"]["left"] == 0
+    (run,) = (tmp_path / "events").iterdir()
+    assert run.name.endswith("-seed-0-good-1")
 
 
 @pytest.mark.slow
@@ -223,6 +236,29 @@ def test_mlflow_has_every_boundary_once(folder, tmp_path):
     assert (good.data.tags["sweep"], good.data.tags["levels.alignment"]) == ("fake", "good-1")
 
 
+@pytest.mark.slow
+def test_mlflow_shows_a_trial_under_every_sweep_that_has_it_whatever_its_workers(folder, tmp_path):
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    mlflow = settings("mlflow", project="p", uri=uri)
+    other = SweepFolder(tmp_path, "other")
+    write_info(other, replace(fakes.make_info("good-1"), name="other"))
+    for sweep, step, workers in ((folder, 10, 1), (folder, 20, 2), (other, 10, 1)):
+        reach(sweep, "good-1-0", step, "paused")
+        (sweep.trial("good-1-0") / "config.yaml").write_text(f"infrastructure: {{workers: {workers}}}\n")
+        follower = follow(sweep, make_tracker(mlflow, tmp_path / "home"), "mlflow")
+        follower.look(last=True)
+        assert follower.outcome()["mlflow"]["left"] == 0
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("p").experiment_id])
+    steps = {
+        run.data.tags["sweep"]: [metric.step for metric in client.get_metric_history(run.info.run_id, "cmmd")]
+        for run in runs
+    }
+    assert steps == {"fake": [10, 20], "other": [10]}
+
+
 SWEEP = "name: s\nbase: embedded\naxes: {alignment: [none]}\ntrial: {steps: 2, eval_every: 2}\ntracking:\n"
 
 
@@ -246,12 +282,16 @@ def test_bad_trackers_are_named(tracking, message):
 def test_wandb_is_offline_without_a_key(monkeypatch, tmp_path):
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org/api")
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org:8080/api")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     assert settings("wandb")["mode"] == "offline"
-    with pytest.raises(UserError, match=r"online needs a key for wandb\.example\.org"):
+    with pytest.raises(UserError, match=r"online needs a key for wandb\.example\.org:8080"):
         check_trackers([TrackerSpec(use="wandb", mode="online")])
-    (tmp_path / "netrc").write_text("machine wandb.example.org login user password secret\n")
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with pytest.raises(UserError, match="online needs a key"):
+        check_trackers([TrackerSpec(use="wandb")])
+    monkeypatch.delenv("WANDB_MODE")
+    (tmp_path / "netrc").write_text("machine wandb.example.org:8080 login user password secret\n")
     (tmp_path / "netrc").chmod(0o600)
     assert settings("wandb")["mode"] == "online"
     check_trackers([TrackerSpec(use="wandb", mode="online")])
@@ -265,11 +305,42 @@ def test_mlflow_that_is_not_installed_is_refused(monkeypatch):
         check_trackers([TrackerSpec(use="mlflow")])
 
 
+class Online:
+    """W&B's run with a service that has nothing yet."""
+
+    starting_step, summary = 0, {}
+
+    def __init__(self):
+        self.steps = []
+
+    def log(self, row, step):
+        self.steps.append(step)
+
+    def finish(self, exit_code):
+        self.exit_code = exit_code
+
+
+def test_a_run_that_went_online_leaves_no_folder_to_be_sent_over_it(folder, tmp_path, monkeypatch):
+    tracker = make_tracker(settings("wandb", mode="online"), tmp_path / "wandb")
+    monkeypatch.setattr("sweeps.tracking.wandb_tracker.service_url", lambda: "http://127.0.0.1:9")
+    for trial_id in ("good-1-0", "good-2-0"):
+        reach(folder, trial_id, 10, "paused")
+    follow(folder, tracker, "wandb").look(last=True)
+    assert len(trackers.wandb_runs(tmp_path / "wandb")) == 2
+    online = Online()
+    monkeypatch.setattr("sweeps.tracking.wandb_tracker.answers", lambda url: True)
+    monkeypatch.setattr("wandb.init", lambda **settings: online)
+    reach(folder, "good-1-0", 20, "complete")
+    follow(folder, tracker, "wandb").look(last=True)
+    assert online.steps == [10, 20]
+    assert [run.id for run in trackers.wandb_runs(tmp_path / "wandb")] == ["fake-good-2-0"]
+
+
 def test_wandb_that_cannot_be_reached_keeps_the_run_offline(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("sweeps.tracking.wandb_tracker.service_url", lambda: "http://127.0.0.1:9")
     reach(folder, "good-1-0", 10, "complete")
     tracker = make_tracker(settings("wandb", mode="online"), tmp_path / "wandb")
     follow(folder, tracker, "wandb").look(last=True)
     (run,) = trackers.wandb_runs(tmp_path / "wandb")
-    assert (run.id, run.steps) == ("good-1-0", [10])
+    assert (run.id, run.steps) == ("fake-good-1-0", [10])
     assert tracker.where == f"wandb sync {tmp_path}/wandb/offline-run-*"

@@ -29,16 +29,17 @@ def check(store) -> Iterator[trackers.WandbRun]:
     home = folder.root / "tracking"
     infos = {info.trial_id: info for info in read_info(folder).trials}
     runs = trackers.wandb_runs(home / "wandb")
-    assert sorted(run.id for run in runs) == sorted(infos)
+    assert sorted(run.id for run in runs) == sorted(f"fake-{trial_id}" for trial_id in infos)
     assert {run.group for run in runs} == {"fake"}
     for run in runs:
-        boundaries, state = read_journal(folder.trial(run.id)).boundaries, read_state(folder.trial(run.id))
+        trial = folder.trial(run.config["trial_id"])
+        boundaries, state = read_journal(trial).boundaries, read_state(trial)
         assert run.steps == sorted(boundaries)
         assert [row["cmmd"] for row in run.history] == [boundaries[step]["metrics"]["cmmd"] for step in run.steps]
         assert [row["samples"]["_type"] for row in run.history if "samples" in row]
         assert all(path.read_bytes().startswith(b"\x89PNG") for path in run.images())
         assert (run.summary["state"], run.exit_code) == (state.state, 0)
-        assert run.config["name"] == infos[run.id].name
+        assert run.config["name"] == infos[trial.name].name
     events = [trackers.tensorboard_values(path) for path in (home / "tensorboard").iterdir()]
     assert len(events) == len(infos)
     steps = sorted([step for step, _ in values["cmmd"]] for values in events)
