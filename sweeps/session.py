@@ -137,7 +137,7 @@ class Session:
         self._replay(infos)
         pending = self._pending(wave)
         if pending and not self._cut:  # nothing is loaded or encoded for trials that the journals alone decide
-            self._write_configs(pending)
+            self._set_out(pending)
             self._prepare(pending)
             self._remember(pending)
             going = {trial.trial_id for trial in pending}
@@ -184,10 +184,15 @@ class Session:
     def _pending(self, wave: Wave) -> list[Trial]:
         return [t for t in wave.trials if self.ledger.trials[t.trial_id].state.state == "pending"]
 
-    def _write_configs(self, pending: Sequence[Trial]) -> None:
-        """Keep the settings of every trial that may train, or turns out to be known from another sweep."""
+    def _set_out(self, pending: Sequence[Trial]) -> None:
+        """Keep the settings of every trial that may train, or turns out to be known from another sweep.
+
+        What it failed of in an earlier run goes: a worker that dies before it has begun leaves no word of its own.
+        """
         for trial in pending:
-            write_config(self.folder.trial(trial.trial_id), trial.config.model_dump(mode="json"))
+            home = self.folder.trial(trial.trial_id)
+            write_config(home, trial.config.model_dump(mode="json"))
+            (home / "error.txt").unlink(missing_ok=True)
 
     def _prepare(self, pending: Sequence[Trial]) -> None:
         from sweeps.trial import load

@@ -149,7 +149,6 @@ class TrialRun:
             bench.close()
 
     def _start(self) -> Models:
-        (self.folder / "error.txt").unlink(missing_ok=True)
         self._bench = self._models(self.settings)
         self._saved = self._bench.step
         self._losses = self.journal.losses.get(self._bench.step, (Fraction(0), 0))

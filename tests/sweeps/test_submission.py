@@ -1,4 +1,4 @@
-"""How often a trial is tried again whose worker process died."""
+"""How often a trial is tried again whose worker process died, and what is said of its end."""
 
 from __future__ import annotations
 
@@ -7,8 +7,26 @@ from types import SimpleNamespace
 import pytest
 from ray.tune import register_trainable
 
+from sweeps.callbacks import Events
+from sweeps.ledger import Ledger
+from sweeps.results import SweepFolder
+from sweeps.session import Session, sweep_info
 from sweeps.submission import ATTEMPTS, HANDED_OUT, Submission, TrialQueue
 from sweeps.trial import TrialActor
+from tests.sweeps.fakes import make_plan
+
+
+def test_what_a_trial_failed_of_is_not_what_it_failed_of_in_an_earlier_run(tmp_path):
+    plan, folder = make_plan("good-1"), SweepFolder(tmp_path, "fake")
+    (trial,) = plan.trials
+    home = folder.trial(trial.trial_id)
+    home.mkdir(parents=True)
+    (home / "error.txt").write_text("NonFiniteError: of yesterday\n")
+    Session._set_out(SimpleNamespace(folder=folder), plan.trials)
+    ledger = Ledger(folder, sweep_info(plan))
+    dead = SimpleNamespace(trial_id=trial.trial_id)
+    Events(ledger, SimpleNamespace(), {}).on_trial_error(0, [], dead)
+    assert ledger.trials[trial.trial_id].state.reason == "the worker process died: no word from it"
 
 
 @pytest.fixture
