@@ -185,8 +185,9 @@ class Evaluator:
         self.spec = spec
         self.path, self.remedy = path, remedy
         self._wanted = wanted_attributes
-        self._reference_images = checked_images(reference_images)
-        self._reference_attributes = reference_attributes
+        checked_images(reference_images)
+        # Ten thousand pictures take gigabytes, and are looked at again only for what can be read in them.
+        self._attributed = None if reference_attributes is None else (reference_images, reference_attributes)
         self._extractors = spec.load_extractors()
         self._reader = spec.load_reader()
         self._captions = None
@@ -233,8 +234,8 @@ class Evaluator:
             for start in (0, 1)
         )
         found = compare(first, second, self.spec)
-        if self._reference_attributes is not None:
-            found |= self._adherence(self._reference_images, self._reference_attributes)
+        if self._attributed is not None:
+            found |= self._adherence(*self._attributed)
         return found | {"num_samples": float(half)}
 
     def provenance(self) -> dict[str, str]:

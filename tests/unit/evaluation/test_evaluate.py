@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,15 @@ def test_floor_lies_below_a_different_set(
     assert floor["fid"] < found["fid"]
     clip = load_extractor("clip", weights["clip"])
     assert floor["cmmd"] == pytest.approx(cmmd(clip.embed(images[0::2]), clip.embed(images[1::2])), abs=1e-9)
+
+
+def test_reference_images_are_not_held_once_they_are_embedded(weights: dict[str, Path], images: Tensor) -> None:
+    reference = images.clone()
+    held = weakref.ref(reference)
+    evaluator = Evaluator(spec(weights, metrics=["cmmd"]), reference, None, None, "data")
+    del reference
+    assert held() is None
+    assert evaluator.reference.count == 40
 
 
 def test_floor_without_attributes_has_no_adherence(
