@@ -1,6 +1,7 @@
 """The truth of a sweep on disk: a journal and a state for every trial, and the table made from them.
 
 STORE/sweeps/NAME/sweep.json                       what was planned
+STORE/sweeps/NAME/id                               what the history knows the sweep by
 STORE/sweeps/NAME/waypoints.json                   which states of the history its trials pass
 STORE/sweeps/NAME/trials/TRIAL_ID/journal.jsonl    a line a boundary, appended by the trial
 STORE/sweeps/NAME/trials/TRIAL_ID/steps_trained    how many updates it made, also those lost in a crash

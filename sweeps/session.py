@@ -75,7 +75,6 @@ class Session:
     ) -> None:
         from sweeps.early_stopping import make_scheduler
         from sweeps.history.forks import Forks
-        from sweeps.history.keys import digest
         from sweeps.history.remember import Segments
         from sweeps.history.store import HistoryStore
         from sweeps.submission import TrialQueue
@@ -87,7 +86,7 @@ class Session:
         self.meter, self.devices, self._cut = Meter(plan.spec.budget, folder.spent), dict[str, int](), False
         self.queue = TrialQueue(more=self._advance)
         self.segments = Segments(self.history)
-        self.forks, self._published = Forks(HistoryStore(self.history)), digest(str(folder.root))
+        self.forks = Forks(HistoryStore(self.history))
         self._told: set[tuple[str, int]] = set()
         self.scheduler = make_scheduler(plan, self.ledger.info, self.queue, self.ledger, self.segments)
         self.display = Display()
@@ -176,7 +175,9 @@ class Session:
 
     def end(self) -> None:
         """Let go of the states that only this sweep might have started from."""
-        self.forks.withdraw(self._published)
+        from sweeps.history.forks import own_name
+
+        self.forks.withdraw(own_name(self.folder.root))
 
     def _unended(self) -> bool:
         return self.ledger.count(*FINISHED) < len(self.ledger.trials)
@@ -205,6 +206,7 @@ class Session:
 
     def _remember(self, pending: Sequence[Trial]) -> None:
         """Name the states of every trial that may train, and take over what the history knows of them."""
+        from sweeps.history.forks import own_name
         from sweeps.history.remember import recall, record, waypoints
         from sweeps.trial import load
 
@@ -215,7 +217,7 @@ class Session:
         points = waypoints(runs, forks)
         self.segments.add(points)
         record(self.folder.waypoints, self.history, points)
-        self.forks.publish(self._published, self.segments.paths())
+        self.forks.publish(own_name(self.folder.root), self.segments.paths())
         found = 0
         for trial_id, ahead in points.items():
             known = self.ledger.trials[trial_id].journal.boundaries

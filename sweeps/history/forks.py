@@ -9,11 +9,14 @@ was killed stays published: it will be run again.
 from __future__ import annotations
 
 import json
+import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweeps.history.store import HistoryStore
+from sweeps.results import write_atomic
 
 if TYPE_CHECKING:
     from sweeps.history.recall import Waypoint
@@ -22,6 +25,14 @@ FOLDER = "forks"
 LATER = ""
 """Stands for what comes after a state at which somebody ends, or may part in a later wave."""
 Following = dict[str, set[str]]
+
+
+def own_name(folder: Path) -> str:
+    """Name a sweep by what its folder holds: on another machine another sweep may lie at the same path."""
+    path = folder / "id"
+    if not path.is_file():
+        write_atomic(path, f"{uuid.uuid4().hex}\n")
+    return path.read_text(encoding="utf-8").strip()
 
 
 def following(paths: Iterable[Sequence[Waypoint]]) -> Following:

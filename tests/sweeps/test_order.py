@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sweeps.history.forks import Forks
+from sweeps.history.forks import Forks, own_name
 from sweeps.history.recall import Waypoint
 from sweeps.history.remember import waypoints
 from sweeps.history.store import HistoryStore
@@ -48,6 +48,16 @@ def test_a_fork_that_others_share_comes_before_theirs():
 def points(name: str) -> tuple[Waypoint, ...]:
     (trial,) = fakes.make_plan(name).trials
     return waypoints({"t": (trial.config, fakes.Lineage(trial.config, Path()))})["t"]
+
+
+def test_a_sweep_is_known_by_its_folder_and_not_by_the_path_of_it(tmp_path):
+    """On two machines that share a history, two sweeps may lie at one path."""
+    folder = tmp_path / "sweep"
+    here = own_name(folder)
+    assert own_name(folder) == here
+    folder.rename(tmp_path / "other")
+    assert own_name(folder) != here
+    assert own_name(tmp_path / "other") == here
 
 
 def test_states_stay_while_any_sweep_may_start_from_them(tmp_path):
