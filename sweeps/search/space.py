@@ -8,7 +8,7 @@ point is what its name says.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from optuna.distributions import (
@@ -191,12 +191,12 @@ def contains(found: BaseDistribution, value: Any) -> bool:
     return step is None or math.isclose((value - found.low) / step, round((value - found.low) / step), abs_tol=1e-9)  # type: ignore[attr-defined]
 
 
-def listed(found: BaseDistribution) -> list[Any] | None:
+def listed(found: BaseDistribution) -> Sequence[Any] | None:
     """List every value of a distribution; None where there are endlessly many."""
     if isinstance(found, CategoricalDistribution):
         return list(found.choices)
     if isinstance(found, IntDistribution):
-        return list(range(found.low, found.high + 1, found.step))
+        return range(found.low, found.high + 1, found.step)
     if isinstance(found, FloatDistribution) and found.step is not None:
         count = round((found.high - found.low) / found.step) + 1
         return [min(found.low + index * found.step, found.high) for index in range(count)]

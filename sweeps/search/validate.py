@@ -30,6 +30,9 @@ from sweeps.search.spec import DECLARED, Range
 from sweeps.search.studies import AXIS, ENUMERABLE, Params, Study
 from sweeps.spec import SweepSpec
 
+MOST_LISTED = 12
+"""Values up to which a message lists them all."""
+
 
 def refuse(problems: Iterable[Problem]) -> None:
     """Raise what was found, all at once."""
@@ -233,7 +236,7 @@ def _inside(spec: SweepSpec, path: str, space: Space, value: Any) -> Any:
         bounds = listed(space[path])
         shown = (
             f"one of {', '.join(map(str, bounds))}"
-            if bounds
+            if bounds and len(bounds) <= MOST_LISTED
             else "within " + "..".join(f"{x:g}" for x in extremes(space[path]))
         )
         raise RangeError(f"{path} must be {shown}, got {value!r}")
