@@ -24,6 +24,14 @@ def test_share_of_attributes_averaged_over_images() -> None:
     assert se == pytest.approx(np.std([1, 0.5, 0], ddof=1) / np.sqrt(3))
 
 
+@pytest.mark.parametrize("value", ["x", "-"])
+def test_images_that_all_agree_leave_doubt_that_shrinks_with_their_number(value: str) -> None:
+    few, many = (adherence([{"a": value}] * count, [{"a": "x"}] * count) for count in (3, 90))
+    assert few[0] == many[0] == (1.0 if value == "x" else 0.0)
+    assert 0.1 < few[1] < 0.3
+    assert 0.0 < many[1] < 0.03
+
+
 def test_share_by_attribute_counts_only_images_that_want_it() -> None:
     assert adherence_by_attribute(FOUND, WANTED) == {"a": pytest.approx(1 / 3), "b": pytest.approx(1)}
 

@@ -52,7 +52,8 @@ def test_gives_every_figure(
     found = evaluator.evaluate(generated)
     assert set(found) == NAMES
     assert found["num_samples"] == 30
-    assert (found["adherence"], found["adherence_se"]) == (1.0, 0.0)
+    assert found["adherence"] == 1.0
+    assert 0.0 < found["adherence_se"] < 0.1
     embedded = {
         role: [load_extractor(role, weights[role]).embed(x) for x in (generated, images)]
         for role in ("clip", "dino", "inception")
