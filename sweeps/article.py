@@ -17,6 +17,8 @@ from sweeps.leaderboard import HEADINGS, CellResult, figure
 from sweeps.results import SweepInfo, TrialInfo
 
 FIGURES = ("fid", "cmmd", "dino_mmd", "batches_per_second")
+THEIR_DIGITS = 4
+"""As many as the article prints: its FIDs of 12.07 and 12.08 are two figures."""
 
 
 class Row(Strict):
@@ -101,8 +103,8 @@ def article_lines(results: Sequence[CellResult], info: SweepInfo) -> list[Line]:
     theirs_base = _theirs(next((row for row in rows.values() if not row.levels), None))
     ours_base = _ours(next((full[name] for name, row in rows.items() if not row.levels and name in full), None))
     return [
-        Line(row.method, row.note, _shown(_theirs(row), theirs_base), _shown(_ours(full[name]), ours_base),
-             _errors(full[name]))
+        Line(row.method, row.note, _shown(_theirs(row), theirs_base, THEIR_DIGITS),
+             _shown(_ours(full[name]), ours_base), _errors(full[name]))
         for name, row in rows.items()
         if name in full
     ]  # fmt: skip
@@ -139,11 +141,11 @@ def _errors(result: CellResult) -> tuple[str, ...]:
     return tuple("" if error is None else f"± {figure(error, 2)}" for error in errors)
 
 
-def _shown(values: Mapping[str, float | None], base: Mapping[str, float | None]) -> tuple[str, ...]:
-    return tuple(_figure(values[name], base[name]) for name in FIGURES)
+def _shown(values: Mapping[str, float | None], base: Mapping[str, float | None], digits: int = 3) -> tuple[str, ...]:
+    return tuple(_figure(values[name], base[name], digits) for name in FIGURES)
 
 
-def _figure(value: float | None, base: float | None) -> str:
+def _figure(value: float | None, base: float | None, digits: int) -> str:
     if value is None:
         return "-"
-    return figure(value, 3) + (f" ({value / base:.2f})" if base else "")
+    return figure(value, digits) + (f" ({value / base:.2f})" if base else "")

@@ -156,7 +156,8 @@ def frame(*rows: tuple[str, int, float]) -> pd.DataFrame:
 @pytest.mark.parametrize("width", [80, 120])
 def test_figures_stand_beside_ours_with_their_ratios(width):
     info = info_of(CELLS)
-    results = ranking(frame(("baseline", 40, 0.5), ("repa_dinov3", 40, 0.25), ("strong", 40, 0.1)), info)
+    done = (("baseline", 0.5), ("repa_dinov3", 0.25), ("strong", 0.1), ("repa_dinov2 · repa_e", 0.2))
+    results = ranking(frame(*((name, 40, cmmd) for name, cmmd in done)), info)
     console = Console(width=width)
     with console.capture() as capture:
         console.print(render_article(results, info))
@@ -164,8 +165,9 @@ def test_figures_stand_beside_ours_with_their_ratios(width):
     assert max(map(len, text.splitlines())) <= width
     lines = [line.split() for line in text.splitlines()]
     assert ["Baseline", "article", "18.2", "(1.00)", "0.41", "(1.00)", "0.39", "(1.00)", "3.95", "(1.00)"] in lines
-    repa = ["REPA", "DINOv3", "article", "14.6", "(0.80)", "0.35", "(0.85)", "0.3", "(0.77)", "3.46", "(0.88)"]
+    repa = ["REPA", "DINOv3", "article", "14.64", "(0.80)", "0.35", "(0.85)", "0.3", "(0.77)", "3.46", "(0.88)"]
     assert lines[lines.index(repa) + 1] == ["here", "-", "0.25", "(0.50)", "-", "-"]
+    assert any(line[:3] == ["REPA-E-VAE", "article", "12.08"] for line in lines), "rounded it would be Flux2-AE's 12.07"
     assert "strong" not in text
 
 

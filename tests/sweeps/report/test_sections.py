@@ -75,7 +75,7 @@ def test_the_article_stands_beside_our_figures_and_their_errors(tmp_path):
     assert re.search(r"<td class=\"n\">0\.[5-9]\d* \(0\.\d+\) <small>± 0\.0\d+</small></td>", page)
     assert "Here: Measured with 10 sampling steps" in page
     text = markdown(material)
-    assert "| REPA DINOv3 | article | 14.6 (0.80) | 0.35 (0.85) |" in text
+    assert "| REPA DINOv3 | article | 14.64 (0.80) | 0.35 (0.85) |" in text
     assert re.search(r"\|  \| here \| - \| 0\.9\d* \(0\.(89|90|91)\) ± 0\.0\d+ \| - \|", text)
 
 
