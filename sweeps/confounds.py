@@ -14,14 +14,17 @@ from typing import Any
 from prx.compose import load_base
 from prx.config import PART_KINDS, parse_run_config
 from prx.errors import ConfigError
+from prx.timesteps import PathConfig
 from prx.yamlsource import dotted, merge
 from sweeps.catalogue import axis_levels
 from sweeps.patches import differences
 from sweeps.plan import Plan, common_settings
 
 Change = tuple[Any, Any]
-FITTED = frozenset({"denoiser"})
-"""What parts may bring without a note: the denoiser takes the channels and patches of its tokenizer."""
+FITTED = frozenset({"denoiser.patch_size", "denoiser.bottleneck"})
+"""What a tokenizer may bring without a note: the denoiser cuts its latents into tokens."""
+PATH = frozenset(f"objective.{name}" for name in PathConfig.model_fields) - {"objective.use"}
+"""What every objective has, apart from what it predicts: another objective starts from its own defaults there."""
 MEASURED = frozenset({"sampling", "evaluation"})
 
 
@@ -56,7 +59,13 @@ def _confound(axis: str, level: str, changes: Mapping[str, Change]) -> Confound:
     sections = list(dict.fromkeys(section_of(path) for path in changes))
     about = {name for name in sections if _is_part(name, changes)} or ({axis} & set(sections)) or set(sections[:1])
     parts = tuple(name for name in sections if name in about)
-    beside = {path: change for path, change in changes.items() if section_of(path) not in about | FITTED}
+    fitted = FITTED if "tokenizer" in about else frozenset()
+    others = PATH if "objective.use" in changes else frozenset()
+    beside = {
+        path: change
+        for path, change in changes.items()
+        if path in others or (section_of(path) not in about and path not in fitted)
+    }
     return Confound(axis, level, beside, parts)
 
 

@@ -52,6 +52,10 @@ def notes(plan: Plan) -> str:
          "note: 'on_it' of axes.technique changes losses and routing together, so that its effect is that of both"),
         ("optimizer: {use: muon}, grad_clip: null", "also changes grad_clip null beside optimizer"),
         ("batch_size: 8, warmup_steps: 3", "also changes warmup_steps 3 beside batch_size"),
+        (f"{TREAD}, denoiser.mlp_ratio: 2.0", "also changes denoiser.mlp_ratio 2 beside routing"),
+        ("tokenizer.path: 'embedded:flux2', denoiser: {patch_size: 2, mlp_ratio: 2.0}",
+         "also changes denoiser.mlp_ratio 2 beside tokenizer"),
+        ("objective: {use: x_prediction, shift: 3.0}", "also changes objective.shift 3 beside objective"),
     ],
 )  # fmt: skip
 def test_noted(patch, note):
@@ -64,13 +68,25 @@ def test_noted(patch, note):
     "patch",
     [
         "", TREAD, "sampling.guidance_scale: 2.0, sampling.num_steps: 20", "batch_size: 8",
-        "evaluation.num_samples: 64",
+        "evaluation.num_samples: 64", "objective: {use: x_prediction}", "objective.shift: 3.0",
+        "denoiser.mlp_ratio: 2.0",
         "optimizer: {lr: 0.1, weight_decay: 0.1}", "tokenizer.path: 'embedded:flux2', denoiser.patch_size: 2",
         "losses: {a: {use: repa, teacher: 'embedded:dinov2', layer: 1}, b: {use: contrastive, weight: 0.1}}",
     ],
 )  # fmt: skip
 def test_not_noted(patch):
     assert notes(plan_of(patch)) == ""
+
+
+def test_an_objective_that_drops_the_times_of_the_base_is_noted(tmp_path):
+    """Another technique replaces a part whole: the shift that the base set for its own goes with it."""
+    (tmp_path / "base.yaml").write_text("base: embedded\nobjective: {shift: 3.0, timesteps: uniform}\n")
+    (tmp_path / "s.yaml").write_text(
+        "name: s\nbase: base.yaml\ntrial: {steps: 300, eval_every: 100}\n"
+        "axes: {objective: [flow_matching, x_prediction]}\n"
+    )
+    (found,) = confounds(make_plan(*load_spec(tmp_path / "s.yaml")))
+    assert found.beside == {"objective.timesteps": ("uniform", "prx_mix"), "objective.shift": (3.0, 1.0)}
 
 
 def test_an_axis_named_like_a_section_is_about_it():
