@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import yaml
@@ -19,13 +20,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from prx import recipe
 from prx.compose import load_run_config, read_run_source
-from prx.config import RunConfig, parse_run_config
+from prx.config import NOT_IDENTITY, RunConfig, TermConfig, parse_run_config
 from prx.engine import rank_and_world
 from prx.errors import ConfigError, NonFiniteError, UserError
-from prx.yamlsource import locate
+from prx.trainer import checkpoints
+from prx.yamlsource import PathKeys, Source, locate
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console(stderr=True)
+MAY_CHANGE = NOT_IDENTITY | {"steps", "sampling", "evaluation"}
+"""What a run that goes on may be told anew: how long it trains and how it is measured."""
 Offline = Annotated[bool, typer.Option("--offline", help="Look up no model outside this machine.")]
 
 
@@ -48,6 +52,7 @@ def train(
     found = recipe.problems(run)
     if found:
         raise ConfigError([source.problem(tuple(p.path.split(".")), p.message) for p in found])
+    _refuse_another_run(out, run, source)
     try:
         _train(run, out, cache)
     except UserError as error:
@@ -62,14 +67,14 @@ def export(
     offline: Offline = False,
 ) -> None:
     """Write a trained run as a folder that diffusers samples from."""
-    from prx import checkpoint, trainer
+    from prx import checkpoint
     from prx.export import export as write
     from prx.quiet import hush
 
     _go_offline(offline)
     hush()
     config = load_run_config(run / "config.yaml")
-    found = trainer.checkpoints(run)
+    found = checkpoints(run)
     step = max(found, default=0) if step is None else step
     if step not in found:
         raise UserError(f"{run} has no checkpoint of step {step}; there are {sorted(found)}")
@@ -80,6 +85,39 @@ def export(
 def _go_offline(asked: bool) -> None:
     if asked:  # the variable that every library reads, and that workers inherit
         os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def _refuse_another_run(out: Path, config: RunConfig, source: Source) -> None:
+    """Compare with the run that left checkpoints in a folder: going on from another's would train neither.
+
+    Raises:
+        ConfigError: Lists every setting that differs, with file and line.
+    """
+    file = out / "config.yaml"
+    if not checkpoints(out) or not file.is_file():
+        return
+    before = load_run_config(file)
+    rule = f"must be as in {file}, whose checkpoints --out {out} holds; name another folder, or remove this one"
+    changes = _changes(_identity(before, config), _identity(config, before))
+    if found := [source.problem(keys, f"{rule}: it is {was!r} there, got {now!r}") for keys, was, now in changes]:
+        raise ConfigError(found)
+
+
+def _identity(config: RunConfig, other: RunConfig) -> dict[str, Any]:
+    """Give the settings that every step so far was trained with; the run's length is one where a weight follows it."""
+    found = config.model_dump(mode="json", exclude=set(MAY_CHANGE))
+    parts = [part for run in (config, other) for part in run.losses.values() if isinstance(part, TermConfig)]
+    follows = any(part.schedule != "constant" and part.stop_step == "never" for part in parts)
+    return found | ({"steps": config.steps} if follows else {})
+
+
+def _changes(before: Any, now: Any, keys: PathKeys = ()) -> Iterator[tuple[PathKeys, Any, Any]]:
+    """List the paths at which two trees differ, with both values."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in {**before, **now}:
+            yield from _changes(before.get(key), now.get(key), (*keys, key))
+    elif before != now:
+        yield keys, before, now
 
 
 def _train(config: RunConfig, out: Path, cache: Path) -> None:
