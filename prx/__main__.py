@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 import yaml
 from rich.console import Console
@@ -22,7 +23,7 @@ from prx import recipe
 from prx.compose import load_run_config, read_run_source
 from prx.config import NOT_IDENTITY, RunConfig, TermConfig, parse_run_config
 from prx.engine import rank_and_world
-from prx.errors import ConfigError, NonFiniteError, UserError
+from prx.errors import ConfigError, NonFiniteError, Problem, UserError
 from prx.trainer import checkpoints
 from prx.yamlsource import PathKeys, Source, locate
 
@@ -49,10 +50,11 @@ def train(
     _go_offline(offline)
     source = read_run_source(config)
     run = parse_run_config(source.data, source)
-    found = recipe.problems(run)
+    found = [*recipe.problems(run), *_launch(run)]
     if found:
         raise ConfigError([source.problem(tuple(p.path.split(".")), p.message) for p in found])
     _refuse_another_run(out, run, source)
+    _take_device(run)
     try:
         _train(run, out, cache)
     except UserError as error:
@@ -85,6 +87,21 @@ def export(
 def _go_offline(asked: bool) -> None:
     if asked:  # the variable that every library reads, and that workers inherit
         os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def _launch(config: RunConfig) -> Iterator[Problem]:
+    """Compare the workers of a run with the processes that were started."""
+    world = rank_and_world()[1]
+    if config.infrastructure.workers != world:
+        yield Problem("infrastructure.workers", f"must be the number of processes that were started ({world}; torchrun "
+                      f"--nproc-per-node starts more), got {config.infrastructure.workers}")  # fmt: skip
+
+
+def _take_device(config: RunConfig) -> None:
+    """Give every process of a launcher its own GPU; each sees all of them, and the first one is torch's choice."""
+    device, local = recipe.device_of(config), int(os.environ.get("LOCAL_RANK", "0"))
+    if device.type == "cuda":
+        torch.cuda.set_device(local)
 
 
 def _refuse_another_run(out: Path, config: RunConfig, source: Source) -> None:

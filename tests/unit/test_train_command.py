@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from prx import __main__ as command
+from prx import recipe
+from prx.config import parse_run_config
 from prx.trainer import checkpoints
 
 
@@ -57,3 +60,30 @@ def test_a_run_may_be_lengthened_unless_a_weight_leans_towards_its_end(train, wo
     assert code == 2
     assert "steps: must be as in " in said
     assert said.strip().endswith("it is 2 there, got 4")
+
+
+def test_workers_are_the_processes_that_were_started(train, tmp_path, monkeypatch):
+    code, said = train(infrastructure={"workers": 2, "device": "cpu"})
+    assert code == 2
+    line = line_of(tmp_path / "run.yaml", "workers")
+    rule = "must be the number of processes that were started"
+    assert f"run.yaml:{line}: infrastructure.workers: {rule} (1; torchrun --nproc-per-node starts more), got 2" in said
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, said = train(infrastructure={"device": "cpu"})
+    assert code == 2
+    assert f"infrastructure.workers: {rule} (2; torchrun --nproc-per-node starts more), got 1" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_each_process_of_a_launcher_takes_its_own_gpu(world, monkeypatch):
+    current = [0]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: current.__setitem__(0, index))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    auto = parse_run_config(world.settings(infrastructure={}))
+    command._take_device(auto)
+    assert recipe.device_of(auto) == torch.device("cuda", 1)
+    current[0] = 0
+    command._take_device(parse_run_config(world.settings()))
+    assert current == [0], "a run on the CPU leaves the GPUs alone"
