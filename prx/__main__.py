@@ -169,7 +169,7 @@ def _train(config: RunConfig, out: Path, cache: Path) -> None:
             bar.update(task, completed=progress.step, note=f"loss {progress.loss:.4f}  {terms}")
             boundary = progress.step == config.steps or progress.step % config.evaluation.every == 0
             if boundary:
-                pictures = run.sample()[: config.evaluation.grid]
+                pictures = run.sample(num=config.evaluation.grid)
                 if main_rank:
                     save_grid(pictures, out / "samples" / f"step-{progress.step:08d}.png")
 

@@ -124,15 +124,15 @@ class Trainer:
         return step
 
     @torch.no_grad()
-    def sample(self, sampling: SamplingConfig | None = None) -> Tensor:
+    def sample(self, sampling: SamplingConfig | None = None, num: int | None = None) -> Tensor:
         """Draw `evaluation.num_samples` images, uint8 [N, 3, S, S], for fixed prompts and fixed noise.
 
-        Other sampling settings than the run's own draw from the same prompts and noise.
+        Other sampling settings than the run's own draw from the same prompts and noise; `num` draws the first ones.
         Several workers draw a batch each in turn, the same batches as one would; the first gets all images, the
         others none.
         """
         chosen = sampling or self.config.sampling
-        total, size = self.config.evaluation.num_samples, self.config.evaluation.batch_size
+        total, size = num or self.config.evaluation.num_samples, self.config.evaluation.batch_size
         self.engine.module.eval()
         self.engine.module.acting = self.batches.weights(max(self.step - 1, 0))
         starts, (rank, world) = range(0, total, size), rank_and_world()

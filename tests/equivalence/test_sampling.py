@@ -26,6 +26,12 @@ def test_same_weights_give_the_same_pictures(world, tmp_path):
     assert first.dtype == torch.uint8
 
 
+def test_the_first_pictures_alone_are_those_of_the_whole_set(world, tmp_path):
+    with running(world, tmp_path) as trainer:
+        trainer.advance(1)
+        assert torch.equal(trainer.sample(num=4), trainer.sample()[:4])
+
+
 def test_sampling_does_not_disturb_training(world, tmp_path):
     found = []
     for sampled in (False, True):

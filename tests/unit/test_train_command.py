@@ -13,7 +13,7 @@ import yaml
 from prx import __main__ as command
 from prx import recipe
 from prx.config import parse_run_config
-from prx.trainer import checkpoints
+from prx.trainer import Trainer, checkpoints
 
 
 @pytest.fixture
@@ -60,6 +60,16 @@ def test_a_run_may_be_lengthened_unless_a_weight_leans_towards_its_end(train, wo
     assert code == 2
     assert "steps: must be as in " in said
     assert said.strip().endswith("it is 2 there, got 4")
+
+
+def test_no_more_pictures_are_drawn_than_shown(train, world, monkeypatch):
+    """The metrics' ten thousand would be hours of sampling for a grid of sixteen."""
+    drawn, real = [], Trainer._draw
+    monkeypatch.setattr(
+        Trainer, "_draw", lambda self, start, stop, how: drawn.append(stop) or real(self, start, stop, how)
+    )
+    assert train(steps=2, evaluation=world.settings()["evaluation"] | {"num_samples": 16, "grid": 4})[0] == 0
+    assert drawn == [4]
 
 
 def test_workers_are_the_processes_that_were_started(train, tmp_path, monkeypatch):
