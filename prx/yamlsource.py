@@ -19,6 +19,14 @@ REMOVABLE: tuple[PathKeys, ...] = (("losses",), ("data", "captions"), ("data", "
 class _Loader(yaml.SafeLoader):
     """Safe loader that also reads `1e-4` as a number, as everybody who writes it means."""
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Read a value; one that only looks like its kind, such as the date 2020-99-99, is an error with its line."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, AttributeError) as error:
+            problem = f"{node.value!r} is no {node.tag.rpartition(':')[2]}; quote it if text is meant"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from error
+
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",

@@ -56,6 +56,8 @@ def test_dotted_paths():
         ("x:\n  a: 1\n  a: 2\n", "f.yaml:3: x.a: is given twice"),
         ("a: 1\nb: \x01\n", "f.yaml:2: is not valid YAML: character #x0001 is not allowed"),
         ("a: &x [*x]\n", "f.yaml:1: a[0]: must not contain itself"),
+        ("a: 1\nb: 2020-99-99\n", "f.yaml:2: is not valid YAML: '2020-99-99' is no timestamp"),
+        ("a: 1\nb: [!!int abc]\n", "f.yaml:2: is not valid YAML: 'abc' is no int"),
         ("? [a]\n: 1\n", "f.yaml:1: is not valid YAML: found unhashable key"),
         ("a: 1\n---\nb: 2\n", "f.yaml:2: is not valid YAML: "),
         ("a: !!python/object:os.system {}\n", "f.yaml:1: is not valid YAML: "),
