@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -57,3 +58,6 @@ def _load(file: Path) -> dict:
         return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{file} is missing: {file.parent} is no complete checkpoint of this run") from error
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{file} is damaged ({reason}); remove {file.parents[1]}, or name another step") from error

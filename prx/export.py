@@ -39,8 +39,9 @@ def export(config: RunConfig, module: TrainStep, out: Path, card: str = "") -> N
 
     Raises:
         ConfigError: The pipelines would not draw what this run's own sampler draws; lists every reason.
-        UserError: The folder exists, or a frozen model cannot be loaded.
+        UserError: The folder exists or cannot be written, or a frozen model cannot be loaded.
     """
+    out = out.resolve()  # `.` has no name
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists; choose another folder to export to, or remove it")
     found = list(refusals(config, module))
@@ -48,6 +49,10 @@ def export(config: RunConfig, module: TrainStep, out: Path, card: str = "") -> N
         raise ConfigError(found)
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"--out: {out} cannot be written ({error.strerror})") from error
     _write(config, module, partial)
     (partial / "README.md").write_text(_card(config, out.name, card), encoding="utf-8")
     (partial / RECIPE).write_text(_settings(config), encoding="utf-8")

@@ -85,7 +85,7 @@ def draw(
     """Draw a picture with an exported pipeline, by the run's own sampling settings unless told.
 
     Raises:
-        UserError: The folder is no exported run, or the picture cannot be written.
+        UserError: The folder is no exported run, or a damaged one, or the picture cannot be written.
     """
     import diffusers
     import torch
@@ -93,7 +93,10 @@ def draw(
     if not (folder / RECIPE).is_file() or not (folder / "model_index.json").is_file():
         raise UserError(f"{folder}: must be a folder that `prx-sweep export` wrote, with model_index.json and {RECIPE}")
     config = load_run_config(folder / RECIPE)
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    try:
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: cannot be loaded, export it again ({str(error).splitlines()[0]})") from error
     pipeline.set_progress_bar_config(disable=True)
     size = config.data.image_size
     cleaning = {"skip_text_cleaning": True} if type(pipeline).__name__ == "PRXPipeline" else {}

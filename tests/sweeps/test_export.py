@@ -75,6 +75,10 @@ def test_the_recipe_is_the_trials_configuration(store, tmp_path):
 def test_only_exported_folders_are_drawn_from(tmp_path):
     with pytest.raises(UserError, match="must be a folder that `prx-sweep export` wrote"):
         draw(tmp_path, "a red circle", tmp_path / "picture.png")
+    (tmp_path / "run.yaml").write_text("base: embedded\n")
+    (tmp_path / "model_index.json").write_text('{"_class_name": "PRXPipeline", "vae": ["diffusers", "AutoencoderKL"]}')
+    with pytest.raises(UserError, match="cannot be loaded, export it again"):
+        draw(tmp_path, "a red circle", tmp_path / "picture.png")
 
 
 @pytest.mark.slow

@@ -261,6 +261,10 @@ def test_a_checkpoint_of_another_model_is_named(world, tmp_path):
         checkpoint.read_module(other, checkpoints(tmp_path)[1])
     with pytest.raises(UserError, match="is no complete checkpoint"):
         checkpoint.read_module(other, tmp_path / "nowhere")
+    for file in checkpoints(tmp_path)[1].rglob("*.pt"):
+        file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"\.pt is damaged .* or name another step"):
+        checkpoint.read_module(configured(world), checkpoints(tmp_path)[1])
 
 
 def test_command_line_exports_the_newest_step(world, tmp_path, monkeypatch, capsys):
@@ -279,7 +283,10 @@ def test_command_line_exports_the_newest_step(world, tmp_path, monkeypatch, caps
     module = checkpoint.read_module(configured(world, steps=2), checkpoints(run)[2])
     assert all(torch.equal(saved[name], tensor) for name, tensor in module.denoiser.state_dict().items())
     assert "Weights after 2 steps." in (folder / "README.md").read_text()
-    for words, rule in ((["--step", "7"], "no checkpoint of step 7; there are [2]"), ([], "exists; choose another")):
+    for words, rule in (
+        (["--step", "7"], "no checkpoint of step 7; there are [2]"), ([], "exists; choose another"),
+        (["--out", str(file / "x")], "x cannot be written (Not a directory)"),
+    ):  # fmt: skip
         monkeypatch.setattr(sys, "argv", ["prx", "export", str(run), "--out", str(folder), *words])
         with pytest.raises(SystemExit) as stopped:
             command.main()
