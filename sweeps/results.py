@@ -43,6 +43,7 @@ FINISHED = ("complete", "pruned", "failed")
 ENTRY = ("step", "metrics", "wall_seconds", "device_seconds", "steps_trained")
 """What a report of a boundary and the journal's line have in common."""
 STATES = ("pending", "running", "paused", *FINISHED)
+_NOTHING: Mapping[str, bool] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -242,12 +243,9 @@ def read_state(folder: Path) -> TrialState:
     if not path.is_file():
         return TrialState()
     try:
-        found = TrialState(**json.loads(path.read_text(encoding="utf-8")))
+        return TrialState(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{path}: is not the state of a trial ({error}); delete it to read it anew"
-        ) from error
-    return found
+        raise UserError(f"{path}: is not the state of a trial ({error}); delete it to read it anew") from error
 
 
 def write_info(folder: SweepFolder, info: SweepInfo) -> None:
@@ -259,13 +257,16 @@ def read_info(folder: SweepFolder) -> SweepInfo:
     """Read what was planned.
 
     Raises:
-        UserError: There is no such sweep in the store.
+        UserError: There is no such sweep in the store, or its file is damaged.
     """
     if not folder.info.is_file():
         raise UserError(f"{folder.root}: holds no sweep; start it with `prx-sweep run`, or name its --store")
-    found = json.loads(folder.info.read_text(encoding="utf-8"))
-    trials = tuple(TrialInfo(**trial) for trial in found.pop("trials"))
-    return SweepInfo(**{**found, "axes": tuple(found["axes"]), "trials": trials})
+    try:
+        found = json.loads(folder.info.read_text(encoding="utf-8"))
+        trials = tuple(TrialInfo(**trial) for trial in found.pop("trials"))
+        return SweepInfo(**{**found, "axes": tuple(found["axes"]), "trials": trials})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{folder.info}: is no plan of a sweep ({error}); `prx-sweep run` writes it anew") from error
 
 
 def trial_rows(
@@ -290,7 +291,7 @@ def trial_rows(
 
 
 def columns(
-    axes: Sequence[str], rows: Sequence[Mapping[str, Any]], searched: Mapping[str, bool] = MappingProxyType({})
+    axes: Sequence[str], rows: Sequence[Mapping[str, Any]], searched: Mapping[str, bool] = _NOTHING
 ) -> list[tuple[str, str]]:
     """Name every column with its type, known ones first, in an order that does not depend on the rows."""
     fixed = [("trial_id", "string"), ("cell_id", "string"), ("name", "string"), ("is_baseline", "bool")]
@@ -304,10 +305,7 @@ def columns(
 
 
 def write_results(
-    rows: Sequence[Mapping[str, Any]],
-    axes: Sequence[str],
-    path: Path,
-    searched: Mapping[str, bool] = MappingProxyType({}),
+    rows: Sequence[Mapping[str, Any]], axes: Sequence[str], path: Path, searched: Mapping[str, bool] = _NOTHING
 ) -> None:
     """Write the table of results, replacing the old one at once."""
     import pyarrow as pa
@@ -326,7 +324,7 @@ def read_results(path: Path) -> pd.DataFrame:
     """Read a table of results, also while a sweep replaces it.
 
     Raises:
-        UserError: There is none.
+        UserError: There is none, or it is damaged.
     """
     import pandas as pd
 
@@ -336,6 +334,8 @@ def read_results(path: Path) -> pd.DataFrame:
             return pd.read_parquet(handle)
     except FileNotFoundError as error:
         raise UserError(f"{path}: does not exist; no boundary has been reached yet") from error
+    except ValueError as error:
+        raise UserError(f"{path}: is no table of results ({error}); `prx-sweep run` writes it anew") from error
 
 
 def collect(folder: SweepFolder, info: SweepInfo) -> tuple[list[dict[str, Any]], list[str]]:

@@ -13,6 +13,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from prx.errors import UserError
+from prx.registry import choices
 from prx.yamlsource import read_yaml
 from sweeps.article import render_article
 from sweeps.leaderboard import STYLE, render_leaderboard
@@ -51,7 +52,7 @@ def is_running(folder: SweepFolder) -> bool:
     path = folder.root / "lock"
     if not path.is_file():
         return False
-    handle = os.open(path, os.O_RDWR)
+    handle = os.open(path, os.O_RDONLY)  # the store may be another user's
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -62,13 +63,21 @@ def is_running(folder: SweepFolder) -> bool:
 
 
 def find(sweep: str, store: Path) -> SweepFolder:
-    """Find a sweep's folder by its name, or by the YAML that has it."""
-    if not sweep.endswith((".yaml", ".yml")):
-        return SweepFolder(store, sweep)
-    data = read_yaml(Path(sweep)).data
-    if not isinstance(data, dict) or "name" not in data:
-        raise UserError(f"{sweep}: must be the YAML of a sweep, with a name")
-    return SweepFolder(store, str(data["name"]))
+    """Find a sweep's folder by its name, or by the YAML that has it.
+
+    Raises:
+        UserError: It is no YAML of a sweep, or the store has other sweeps only; lists them.
+    """
+    if sweep.endswith((".yaml", ".yml")):
+        data = read_yaml(Path(sweep)).data
+        if not isinstance(data, dict) or "name" not in data:
+            raise UserError(f"{sweep}: must be the YAML of a sweep, with a name")
+        sweep = str(data["name"])
+    folder = SweepFolder(store, sweep)
+    there = sorted(path.parent.name for path in (store / "sweeps").glob("*/sweep.json"))
+    if there and not folder.info.is_file():
+        raise UserError(f"{folder.root}: holds no sweep; {choices(sweep, there)}")
+    return folder
 
 
 def _reasons(folder: SweepFolder, info: SweepInfo) -> list[Text]:

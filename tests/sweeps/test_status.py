@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
-from sweeps.results import SweepFolder, TrialState, write_info, write_state
-from sweeps.status import MOST_REASONS, render_status
+from prx.errors import UserError
+from sweeps.results import SweepFolder, TrialState, read_results, write_info, write_state
+from sweeps.status import MOST_REASONS, find, render_status
 from tests.sweeps.fakes import make_info
 
 
@@ -31,6 +33,21 @@ def test_reasons_of_failed_waiting_and_pruned_trials_come_failures_first(tmp_pat
         "paused c (seed 0): waits for step 20",
         "pruned a (seed 0): rung 10: cmmd 2 behind 1",
     ]
+
+
+def test_a_sweep_that_is_not_there_and_files_that_are_damaged_are_named(tmp_path):
+    folder = SweepFolder(tmp_path, "fake")
+    write_info(folder, make_info("base"))
+    with pytest.raises(UserError, match=r"sweeps/fak: holds no sweep; must be one of fake; got 'fak' \(did you mean"):
+        find("fak", tmp_path)
+    assert find("fake", tmp_path).root == folder.root
+    for text in ("{", "[]", "{}", '{"trials": [{"id": 1}]}'):
+        folder.info.write_text(text)
+        with pytest.raises(UserError, match=r"sweep\.json: is no plan of a sweep .*; `prx-sweep run` writes it anew"):
+            render_status(folder)
+    folder.results.write_text("junk")
+    with pytest.raises(UserError, match=r"results\.parquet: is no table of results"):
+        read_results(folder.results)
 
 
 def test_many_reasons_are_counted(tmp_path):
