@@ -70,11 +70,14 @@ def card(trial: TrialResult, step: int | None = None) -> str:
 
 
 def recipe(trial: TrialResult) -> str:
-    """Write a trial's configuration as a YAML that `python -m prx train` takes as it is."""
+    """Write a trial's configuration as a YAML that `python -m prx train` takes as it is, under torchrun if need be."""
     found = trial.metrics
     metric = Results(trial.sweep).info.metric
     value = f", {metric} {found[metric]:.4g} at step {found['step']:.0f}" if metric in found else ""
     head = f"# {trial.name} of sweep {trial.sweep.root.name}, seed {trial.seed}{value}\n"
+    workers = trial.config.infrastructure.workers
+    if workers > 1:
+        head += f"# trains alone with: torchrun --nproc-per-node {workers} -m prx train FILE\n"
     content: dict[str, Any] = trial.config.model_dump(mode="json")
     return head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 

@@ -72,6 +72,13 @@ def test_the_recipe_is_the_trials_configuration(store, tmp_path):
     assert config_id(load_run_config(tmp_path / "recipe.yaml")) == config_id(trial.config)
 
 
+def test_the_recipe_of_several_workers_says_how_they_start(store):
+    file = find_trial("fake", store).folder / "config.yaml"
+    file.write_text(file.read_text().replace("workers: 1", "workers: 2"))
+    found = recipe(find_trial("fake", store)).splitlines()
+    assert found[1] == "# trains alone with: torchrun --nproc-per-node 2 -m prx train FILE"
+
+
 def test_only_exported_folders_are_drawn_from(tmp_path):
     with pytest.raises(UserError, match="must be a folder that `prx-sweep export` wrote"):
         draw(tmp_path, "a red circle", tmp_path / "picture.png")
