@@ -30,6 +30,7 @@ class SearchWaves:
         owner = self._records.open(content(plan, search))
         self._mirror = Mirror(search, plan.spec.name, root, owner, list(plan.spec.objectives))
         self._places: dict[str, list[tuple[Study, int, Proposal]]] = {}
+        self._sync(ledger.trials)
         ledger.listeners.append(self)
 
     @property

@@ -115,6 +115,16 @@ def test_the_study_says_what_was_trained(finished):
         }
 
 
+def test_the_study_shows_a_first_wave_while_it_trains(tmp_path):
+    driver = Driver(planned("random"), tmp_path, kill_after=7)
+    with pytest.raises(Killed):
+        driver.run()
+    (study,) = studies(driver).values()
+    ended = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
+    assert (len(ended), len(study.trials)) == (7, 13)
+    assert all(trial.state == TrialState.RUNNING for trial in study.trials if trial not in ended)
+
+
 def test_more_trials_go_on_where_the_search_ended(tmp_path):
     short = Driver(planned("tpe"), tmp_path).run()
     longer = Driver(plan(search("tpe", trials=15)), tmp_path).run()
