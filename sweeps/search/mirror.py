@@ -122,7 +122,8 @@ class Mirror:
     """The studies of one search in their storage."""
 
     def __init__(self, search: SearchPlan, sweep: str, root: Path, owner: str, objectives: Sequence[str]) -> None:
-        self._kept: dict[str, dict[int, _Kept]] = {}
+        # By position and cell: where `search.first` is edited, another point may stand at a position.
+        self._kept: dict[str, dict[tuple[int, str], _Kept]] = {}
         self._optuna: dict[str, optuna.Study] = {}
         self._search = search
         with quiet():
@@ -147,7 +148,7 @@ class Mirror:
             kept = _Kept(
                 trial._trial_id, trial.number, trial.state, tuple(trial.values or ()), set(trial.intermediate_values)
             )
-            self._kept[study.name][position] = kept
+            self._kept[study.name][position, trial.user_attrs["cell_id"]] = kept
 
     def sync(self, study: Study, proposals: Sequence[Proposal], results: Mapping[str, Result]) -> None:
         """Bring a study up to what is known."""
@@ -163,7 +164,7 @@ class Mirror:
             _log.warning("the study could not be written, the next run completes it: %s", error)
 
     def _tell(self, study: Study, position: int, proposal: Proposal, result: Result) -> None:
-        kept = self._kept[study.name].get(position)
+        kept = self._kept[study.name].get((position, proposal.cell_id))
         if kept is None:
             self._add(study, position, proposal, result)
         elif not kept.state.is_finished():

@@ -152,6 +152,21 @@ def test_points_whose_target_was_reached_count_with_their_last_value(tmp_path):
     assert all(trial.value == trial.intermediate_values[step] for step, trial in lasts.items())
 
 
+def test_another_point_to_try_first_is_told_no_other_points_results(tmp_path):
+    def driver(first, **changes):
+        return Driver(plan(search("tpe") + f"  first: [{first}]\n"), tmp_path, **changes)
+
+    with pytest.raises(Killed):
+        driver(f"{{{WEIGHT}: 0.3, {STOP}: 10}}", kill_after=1).run()
+    found = driver(f"{{{WEIGHT}: 0.1, {STOP}: 10}}, {{{WEIGHT}: 0.3, {STOP}: 10}}").run()
+    (study,) = studies(found).values()
+    statuses = [status for status in found.ledger.trials.values() if WEIGHT in status.info.values]
+    truth = {(s.info.values[WEIGHT], s.info.values[STOP]): s.last("cmmd") for s in statuses}
+    told = {(t.params[WEIGHT], str(t.params[STOP])): t.value for t in study.trials if t.state == TrialState.COMPLETE}
+    assert len(truth) == 13
+    assert told | truth == told
+
+
 def test_a_discrete_space_ends_when_it_is_exhausted(tmp_path):
     space = f"  space:\n    {WEIGHT}: {{choice: [0.25, 0.5]}}\n    {STOP}: {{choice: [10, 20, never]}}\n"
     driver = Driver(plan(search("tpe", trials=40, space=space)), tmp_path).run()
