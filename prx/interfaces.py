@@ -59,7 +59,8 @@ class Technique:
     """What every kind shares: a typed configuration, its ranges, and what it cannot work with.
 
     `PROVIDES` is what others may ask for in `RunShape.provides`; `REQUIRES` and `CONFLICTS` tell people, in
-    a few words, what `problems` enforces.
+    a few words, what `problems` enforces. `DRAWN` names settings of a loss term that act only when pictures
+    are drawn: runs that differ in nothing else are trained once.
     """
 
     Config: ClassVar[type[PartConfig]]
@@ -68,6 +69,7 @@ class Technique:
     PROVIDES: ClassVar[frozenset[str]] = frozenset()
     REQUIRES: ClassVar[tuple[str, ...]] = ()
     CONFLICTS: ClassVar[tuple[str, ...]] = ()
+    DRAWN: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def problems(cls, config: Any, shape: RunShape) -> list[tuple[str, str]]:

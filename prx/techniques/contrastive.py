@@ -26,6 +26,7 @@ class Contrastive(LossTerm):
 
     SOURCE = "Stoica et al. 2025, arXiv:2506.05350"
     SEARCH = {"weight": LogUniform(0.01, 0.15)}
+    DRAWN = frozenset({"correct_sampling"})
 
     class Config(TermConfig):
         """Settings of the contrastive term.

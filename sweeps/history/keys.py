@@ -80,6 +80,8 @@ class Lineage:
         evaluation = {k: v for k, v in given["evaluation"].items() if k not in left_out} | self._networks
         data = {k: v for k, v in given["data"].items() if k in ("image_size", "image_column", *REFERENCE)}
         asked = {"evaluation": evaluation, "sampling": given["sampling"], "data": data, "decoder": given["tokenizer"]}
+        drawn = self._drawn(max(step - 1, 0))
+        asked |= {"losses": drawn} if drawn else {}
         prompts = self.caches.prompts.key.digest
         return digest({"measures": MEASURES, "state": self.key(step), "prompts": prompts, **asked})
 
@@ -109,11 +111,17 @@ class Lineage:
     def _term(self, part: Any, step: int) -> dict[str, Any] | None:
         if part.stop_step != NEVER and step >= part.stop_step:
             return None
-        given = part.model_dump(mode="json")
+        given = part.model_dump(mode="json") | dict(_usual(part))
         stop = given.pop("stop_step")
         if part.schedule != "constant":  # the weight leans towards its end from the first step on
             given["until"] = self.config.steps if stop == NEVER else stop
         return dict(given)
+
+    def _drawn(self, step: int) -> dict[str, Any]:
+        """Give what acting terms change of how pictures are drawn, by term and setting."""
+        acting = ((name, part) for name, part in self.config.losses.items() if self._term(part, step) is not None)
+        drawn = {f"{name}.{key}": (getattr(part, key), usual) for name, part in acting for key, usual in _usual(part)}
+        return {key: value for key, (value, usual) in drawn.items() if value != usual}
 
     def _routing(self, step: int) -> dict[str, Any] | None:
         part = self.config.routing
@@ -137,6 +145,12 @@ class Lineage:
         encodings = {"latents": self.caches.latents, "null": [self.caches.null]} | self.caches.texts
         given["encodings"] = {name: [job.key.digest for job in jobs] for name, jobs in encodings.items()}
         return given
+
+
+def _usual(part: Any) -> list[tuple[str, Any]]:
+    """List the settings of a term that only drawing pictures depends on, with their defaults."""
+    fields = type(part).model_fields
+    return [(key, fields[key].default) for key in sorted(registry.resolve("loss", part.use).DRAWN)]
 
 
 def _trained_on(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -146,6 +146,11 @@ def test_search_ranges_are_plain_data_about_real_settings(entry):
             assert getattr(config_of(entry, **{name: value}), name) == value
 
 
+def test_what_only_drawing_depends_on_are_real_settings_with_a_default(entry):
+    technique, config = registry.resolve(*entry), config_of(entry)
+    assert all(not type(config).model_fields[name].is_required() for name in technique.DRAWN)
+
+
 def test_problems_need_nothing_but_the_configuration(entry):
     found = registry.resolve(*entry).problems(config_of(entry), CASES[entry].shape)
     assert found == []

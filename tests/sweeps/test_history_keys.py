@@ -159,3 +159,14 @@ def test_other_sampling_settings_count_at_the_end_alone(lineage):
     assert keys(found) == keys(more)
     assert found.measurement(4) == more.measurement(4)
     assert found.measurement(STEPS) != more.measurement(STEPS)
+
+
+def test_what_a_term_changes_of_drawing_alone_is_in_the_measurement_while_it_acts(lineage):
+    def contrastive(**settings: Any) -> Lineage:
+        return lineage(losses={"away": {"use": "contrastive", "stop_step": 8, **settings}})
+
+    plain, corrected = contrastive(), contrastive(correct_sampling=True)
+    assert keys(plain) == keys(corrected)
+    assert keys(plain)[1:] != keys(contrastive(weight=0.1))[1:]
+    assert plain.measurement(8) != corrected.measurement(8)
+    assert plain.measurement(9) == corrected.measurement(9), "the term has stopped, nothing is corrected any more"
