@@ -20,6 +20,8 @@ from prx.errors import DataError
 
 FORMAT = 1
 ROWS_PER_SHARD = 8192
+SHARD_BYTES = 1 << 30
+"""A shard is put together in memory; 8192 captions of T5Gemma's 256 tokens alone would be 10 GB."""
 
 
 @dataclass(frozen=True)
@@ -152,11 +154,22 @@ def write(root: Path, key: CacheKey, parts: Iterator[Mapping[str, Tensor]]) -> N
         manifest = _write_shards(partial, parts)
         manifest["key"] = [key.kind, key.encoder, key.data]
         (partial / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-        if not exists(root, key):  # another driver may have been faster; its rows are equal
-            shutil.rmtree(root / key.digest, ignore_errors=True)
-            partial.rename(root / key.digest)
+        if not exists(root, key):
+            _publish(partial, root, key)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _publish(partial: Path, root: Path, key: CacheKey) -> None:
+    """Give a whole cache its name, unless another driver was faster: its rows are equal, and may be read already."""
+    target = root / key.digest
+    try:
+        partial.rename(target)
+    except OSError:
+        if exists(root, key):
+            return
+        shutil.rmtree(target)  # what is left of a removed one
+        partial.rename(target)
 
 
 def _write_shards(folder: Path, parts: Iterator[Mapping[str, Tensor]]) -> dict:
@@ -164,14 +177,16 @@ def _write_shards(folder: Path, parts: Iterator[Mapping[str, Tensor]]) -> dict:
     sizes: list[int] = []
     columns: dict[str, tuple[str, list[int]]] = {}
     total = 0
-    for number, rows in enumerate(_shards(parts)):
+    first = next(parts, {})
+    length = _rows_per_shard(first)
+    for number, rows in enumerate(_shards(chain([first] if first else [], parts), length)):
         file = folder / f"{number:05d}.arrow"
         arrays, columns = [], {}
         for name, values in rows.items():
             array = np.ascontiguousarray(values.numpy())
             columns[name] = (array.dtype.str, list(array.shape[1:]))
             width = array.nbytes // len(array)
-            data = pa.py_buffer(array.tobytes())
+            data = pa.py_buffer(array)
             arrays.append(pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(array), [None, data]))
         batch = pa.record_batch(arrays, names=list(rows))
         with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
@@ -179,20 +194,26 @@ def _write_shards(folder: Path, parts: Iterator[Mapping[str, Tensor]]) -> dict:
         names.append(file.name)
         sizes.append(file.stat().st_size)
         total += batch.num_rows
-    return {"rows": total, "rows_per_shard": ROWS_PER_SHARD, "columns": columns, "shards": names, "sizes": sizes}
+    return {"rows": total, "rows_per_shard": length, "columns": columns, "shards": names, "sizes": sizes}
 
 
-def _shards(parts: Iterator[Mapping[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+def _rows_per_shard(part: Mapping[str, Tensor]) -> int:
+    """Count the rows of a shard by the size of those in a batch."""
+    size = sum(values[0].nbytes for values in part.values())
+    return max(1, min(ROWS_PER_SHARD, SHARD_BYTES // max(1, size)))
+
+
+def _shards(parts: Iterator[Mapping[str, Tensor]], length: int) -> Iterator[dict[str, Tensor]]:
     """Regroup batches into shards of equal length, the last one shorter."""
     held: list[Mapping[str, Tensor]] = []
     count = 0
     for part in parts:
         held.append(part)
         count += len(next(iter(part.values())))
-        while count >= ROWS_PER_SHARD:
+        while count >= length:
             joined = {name: torch.cat([p[name] for p in held]) for name in held[0]}
-            yield {name: values[:ROWS_PER_SHARD] for name, values in joined.items()}
-            count -= ROWS_PER_SHARD
-            held = [{name: values[ROWS_PER_SHARD:] for name, values in joined.items()}]
+            yield {name: values[:length] for name, values in joined.items()}
+            count -= length
+            held = [{name: values[length:] for name, values in joined.items()}]
     if count:
         yield {name: torch.cat([p[name] for p in held]) for name in held[0]}

@@ -117,6 +117,32 @@ def test_later_writer_of_the_same_rows_keeps_the_first(written):
     assert [path.name for path in root.iterdir()] == [KEY.digest]
 
 
+def test_writers_that_finish_at_once_do_not_remove_each_others_rows(tmp_path, monkeypatch):
+    """Here the other one finishes between the last look and the rename."""
+    real, folder = cache._publish, tmp_path / KEY.digest
+
+    def slow(partial, root, key):
+        monkeypatch.setattr(cache, "_publish", real)
+        cache.write(root, key, parts()[2])
+        held.append((folder / "00000.arrow").stat().st_ino)
+        real(partial, root, key)
+
+    held: list[int] = []
+    monkeypatch.setattr(cache, "_publish", slow)
+    cache.write(tmp_path, KEY, parts()[2])
+    assert [(folder / "00000.arrow").stat().st_ino] == held
+    assert [path.name for path in tmp_path.iterdir()] == [KEY.digest]
+
+
+def test_shards_are_cut_by_their_size_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "SHARD_BYTES", 100)  # a row has 6 halves and 4 bytes
+    moments, mask, rows = parts()
+    cache.write(tmp_path, KEY, rows)
+    assert len(list((tmp_path / KEY.digest).glob("*.arrow"))) == 4
+    assert torch.equal(cache.read(tmp_path, KEY).take("moments", np.arange(23)), moments.float())
+    assert torch.equal(cache.read(tmp_path, KEY).take("mask", np.arange(23)), mask)
+
+
 def jobs(config, root) -> dict[str, str]:
     return {job.what: job.key.digest for job in prepare.plan(config, root).all()}
 
