@@ -66,6 +66,8 @@ def open_dataset(key: str, location: str, num: int | None, columns: Sequence[str
     if not files:
         raise DataError(f"{key}: {folder} holds no *.parquet file")
     available = sum(_rows(key, file, columns) for file in files)
+    if not available:
+        raise DataError(f"{key}: the *.parquet files in {folder} hold no row")
     if num is not None and available < num:
         raise DataError(f"{key}: {num} rows are asked for, {folder} has {available}")
     num = num or available

@@ -66,6 +66,13 @@ def test_folder_without_parquet(world, tmp_path):
     assert message == f"data.reference: {tmp_path / 'empty'} holds no *.parquet file"
 
 
+def test_files_without_a_row(world, tmp_path, copied):
+    file = copied / "part-00000.parquet"
+    pq.write_table(pq.read_table(file).slice(0, 0), file)
+    message = refused(world, tmp_path, train=str(copied))
+    assert message == f"data.train: the *.parquet files in {copied} hold no row"
+
+
 @pytest.mark.parametrize("damage", ["garbage", "truncated", "empty"])
 def test_file_that_is_no_parquet(world, tmp_path, copied, damage):
     file = copied / "part-00000.parquet"
