@@ -25,7 +25,16 @@ from prx.registry import choices
 from prx.yamlsource import Source, parse_yaml
 from sweeps.leaderboard import Leaderboard, leading_trial, render_leaderboard
 from sweeps.plan import Plan, make_plan
-from sweeps.results import SweepFolder, SweepInfo, TrialInfo, TrialState, read_info, read_results, read_state
+from sweeps.results import (
+    FINISHED,
+    SweepFolder,
+    SweepInfo,
+    TrialInfo,
+    TrialState,
+    read_info,
+    read_results,
+    read_state,
+)
 from sweeps.show_plan import render_plan
 from sweeps.spec import SweepSpec, load_spec, parse_spec
 
@@ -208,7 +217,9 @@ class Results:
             raise UserError(f"metric: {choices(metric, list(METRICS))}")
         leader = leading_trial(self.frame, self.info, metric)
         if leader is None:
-            raise UserError(f"no trial of {self.info.name} has {metric} at step {self.info.steps} yet")
+            which = f"no trial of {self.info.name} has {metric} at step {self.info.steps}"
+            ended = all(trial.state.state in FINISHED for trial in self.trials)
+            raise UserError(f"{which}: name a trial that ended before" if ended else f"{which} yet")
         return self.trial(leader)
 
     def leaderboard(self) -> Leaderboard:

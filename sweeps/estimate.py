@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import math
 import os
 import tempfile
 import time
@@ -106,8 +105,8 @@ def calibrate(plan: Plan, cache: Path, report: Callable[[str, int, int], None], 
     with tempfile.TemporaryDirectory(prefix="prx-sweep-") as scratch:
         trainer = load(used.trainer)(config, folder=Path(scratch), cache=cache)
         try:
-            _advance(trainer, min(WARM_UP, config.steps))
-            steps = _advance(trainer, min(WARM_UP + TIMED, config.steps)) or [math.nan]
+            _advance(trainer, min(WARM_UP, config.steps - 1))
+            steps = _advance(trainer, min(WARM_UP + TIMED, config.steps))
             started = time.perf_counter()
             load(used.evaluate)(config, cache)(trainer.sample())
             trainer.save()

@@ -78,8 +78,10 @@ def collect(
         delete: Free it; each sweep is locked meanwhile.
 
     Raises:
-        UserError: The history cannot be used, or `keep_best` is negative.
+        UserError: There is no such store, the history cannot be used, or `keep_best` is negative.
     """
+    if not store.is_dir():
+        raise UserError(f"--store: {store} does not exist")
     if keep_best < 0:
         raise UserError(f"--keep-best must be at least 0, got {keep_best}")
     where = history or store.absolute() / "history"

@@ -71,6 +71,16 @@ def seconds_text(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def bytes_text(count: float) -> str:
+    """Write a size the way disks are sold: 999 B, 12.3 kB, 4.56 GB."""
+    size, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            break
+        size /= 1000
+    return f"{count:.0f} B" if unit == "B" else f"{size:.3g} {unit}"
+
+
 def label(status: TrialStatus, seeds: int) -> str:
     """Name a trial; the seed only where there are several."""
     return status.info.name + (f" (seed {status.info.seed})" if seeds > 1 else "")

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from sweeps.budget import BudgetSpec
 from sweeps.estimate import Cost, Estimate
+from sweeps.live import bytes_text
 from sweeps.plan import Plan
 from sweeps.power import ASSUMED, GAP, LEVEL, MOST_SEEDS, POWER, Noise, backwards, detectable, seeds_for
 from sweeps.seeds import AdaptiveSeeds
@@ -40,7 +41,8 @@ def render_cost(plan: Plan, found: Estimate | None) -> RenderableType:
     lines: list[RenderableType] = [table, Text(f"pace {found.pace.source}")]
     if found.pace.checkpoint_bytes is not None:
         size = found.pace.checkpoint_bytes
-        lines.append(Text(f"checkpoints: {_bytes(size)} each, {_bytes(size * len(plan.trials))} with one a trial"))
+        all_ = bytes_text(size * len(plan.trials))
+        lines.append(Text(f"checkpoints: {bytes_text(size)} each, {all_} with one a trial"))
     return Group(*lines)
 
 
@@ -59,14 +61,6 @@ def _rows(plan: Plan, budget: BudgetSpec, found: Estimate) -> list[tuple[str, fl
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:,.3g} TB"
 
 
 def num_seeds(plan: Plan) -> int:

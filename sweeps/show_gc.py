@@ -9,16 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeps.gc import Finding, Item
-
-
-def bytes_text(count: int) -> str:
-    """Write a size the way disks are sold: 999 B, 12.3 kB, 4.56 GB."""
-    size, unit = float(count), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if size < 1000 or unit == "TB":
-            break
-        size /= 1000
-    return f"{count} B" if unit == "B" else f"{size:.3g} {unit}"
+from sweeps.live import bytes_text
 
 
 def render_gc(found: Finding, *, deleted: bool) -> RenderableType:

@@ -28,6 +28,8 @@ def text_of(form: str, of: str) -> str:
         if found not in allowed:
             raise UserError(f"{option}: {choices(found, list(allowed))}")
     if form == "md":
+        if of != "sweep":
+            raise UserError(f"--of: must be sweep with --format md, whose page holds both; got {of!r}")
         return page()
     return _json(sweep_schema() if of == "sweep" else _run())
 

@@ -14,7 +14,7 @@ from sweeps.tracking.view import Tracked, fingerprint, view
 
 _log = logging.getLogger(__name__)
 MOST_ERRORS = 5
-"""After so many errors in a row a tracker is left alone until the next run of the sweep."""
+"""After so many errors in a row a tracker is left alone until the sweep's end, where it is tried once more."""
 
 
 class Run(Protocol):
@@ -88,6 +88,10 @@ class Copy:
         self._errors = 0
         return True
 
+    def try_again(self) -> None:
+        """Take a tracker that was left alone for one that answers: it may have come back."""
+        self._errors = 0
+
     def _write(self, trial: Tracked, over: bool) -> None:
         trial_id = trial.info.trial_id
         run = self._open.get(trial_id)
@@ -130,6 +134,8 @@ class Follower:
 
     def look(self, *, last: bool = False) -> None:
         """Read what has changed since the last look, and write it; the last look closes every run."""
+        for copy in self._copies.values() if last else ():
+            copy.try_again()
         sweep = self._plan()
         for info in sweep.trials if sweep else ():
             now = (fingerprint(self._folder, info.trial_id), last)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -135,6 +136,15 @@ def test_a_calibration_trains_the_baseline_in_a_folder_of_its_own(tmp_path):
     text = flat(shown(foresee(plan, tmp_path, calibrates=True, parts=fakes.PARTS)))
     assert "pace calibrated on the baseline" in text
     assert "checkpoints: " in text
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_run_of_few_steps_is_timed_as_well(steps, tmp_path):
+    plan = fakes.make_plan("good-1")
+    trial = plan.trials[0]
+    config = trial.config.model_copy(update={"steps": steps})
+    short = replace(plan, trials=[replace(trial, config=config)])
+    assert calibrate(short, tmp_path, lambda *what: None, fakes.PARTS).step_seconds == 0.01
 
 
 def test_limits_stand_beside_the_costs():

@@ -238,6 +238,8 @@ def test_command_shows_then_frees(tmp_path, monkeypatch, capsys):
 def test_bad_input_is_refused(tmp_path):
     with pytest.raises(UserError, match="--keep-best must be at least 0, got -1"):
         collect(tmp_path, None, keep_best=-1)
+    with pytest.raises(UserError, match=r"--store: .*/nowhere does not exist"):
+        collect(tmp_path / "nowhere", None)
     (tmp_path / "history" / "photos").mkdir(parents=True)
     with pytest.raises(UserError, match="holds photos and no"):
         collect(tmp_path, None)
