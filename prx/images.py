@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,16 +21,28 @@ UNREADABLE = (
     *(SyntaxError, Image.DecompressionBombError),
 )
 
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+"""Modes of 8 bits a channel; PIL cuts what is above 255 off the others, so that 16-bit pictures would be white."""
+
 
 def decode(content: bytes, size: int, where: str) -> np.ndarray:
     """Decode image bytes to RGB uint8 [size, size, 3]: shorter side resized, centre cropped.
 
+    Turned as its EXIF says, transparency laid over white, as `evaluation` reads pictures.
+
     Raises:
-        DataError: The bytes are no image; `where` says which row of which file.
+        DataError: The bytes are no image of 8 bits a channel; `where` says which row of which file.
     """
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content)) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if image.mode not in MODES:
+                raise DataError(f"{where}: must have 8 bits per channel, got mode {image.mode}")
+            if image.has_transparency_data:
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
             rgb = image.convert("RGB")
+    except DataError:
+        raise
     except UNREADABLE as error:
         raise DataError(f"{where}: is not a readable image ({error})") from error
     scale = size / min(rgb.size)

@@ -16,7 +16,7 @@ from prx import cache, recipe, registry, teachers, text
 from prx import data as datasets
 from prx import images as pictures
 from prx.cache import CacheKey, Joined, Rows
-from prx.config import RunConfig
+from prx.config import DataConfig, RunConfig
 from prx.data import Dataset
 from prx.end_to_end import TRAINED
 from prx.errors import DataError
@@ -145,7 +145,7 @@ def _latent_job(config: RunConfig, dataset: Dataset) -> Job:
             moments = tokenizer.encode(pictures.to_unit(images.to(_device(config))))
             yield {"moments": _half(moments, "the latent")}
 
-    key = CacheKey("latents", f"{identity}:size={size}", dataset.fingerprint)
+    key = CacheKey("latents", f"{identity}:size={size}", _pictures(config, dataset))
     copies = 2 if getattr(part, "sample", False) else 1  # mean and deviation, where the posterior is drawn from
     values = copies * channels * (size // downsample) ** 2
     return Job(key, f"latents ({_short(part)})", dataset.num, values, parts)
@@ -178,8 +178,14 @@ def _statistics_job(config: RunConfig, dataset: Dataset) -> Job:
         yield {"channels": (torch.stack(found).sum(0) / num).unsqueeze(0)}
 
     identity = f"{recipe.tokenizer_identity(part)}:size={config.data.image_size}:first={num}"
-    key = CacheKey("statistics", identity, dataset.fingerprint)
+    key = CacheKey("statistics", identity, _pictures(config, dataset))
     return Job(key, f"latent statistics ({_short(part)})", 1, 2 * technique.geometry(part)[0], parts)
+
+
+def _pictures(config: RunConfig, dataset: Dataset) -> str:
+    """Name the pictures of a data set that may have several columns of them; the usual one goes without saying."""
+    column = config.data.image_column
+    return dataset.fingerprint if column == DataConfig().image_column else f"{dataset.fingerprint}:{column}"
 
 
 def _images(config: RunConfig, dataset: Dataset) -> Iterator[Tensor]:
@@ -204,7 +210,7 @@ def _teacher_job(config: RunConfig, dataset: Dataset, spec: TeacherSpec) -> Job:
     num = grid[0] * grid[1]
     values = len(layers) * teachers.teacher_heads(path) * num**2 if layers else num * teachers.teacher_width(path)
     what = f"attention of {path}" if layers else f"teacher ({path})"
-    return Job(CacheKey("teacher", encoder, dataset.fingerprint), what, dataset.num, values, parts)
+    return Job(CacheKey("teacher", encoder, _pictures(config, dataset)), what, dataset.num, values, parts)
 
 
 def _text_job(config: RunConfig, dataset: Dataset, column: str, role: str = "captions") -> Job:

@@ -157,6 +157,43 @@ def test_images_are_resized_on_the_short_side_and_cropped_in_the_middle():
     assert images.decode(png(5, 9), 16, "here").shape == (16, 16, 3)
 
 
+def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_pictures_are_read_as_evaluation_reads_them():
+    exif, photo = Image.Exif(), Image.new("RGB", (16, 16), "red")
+    exif[0x0112] = 6
+    photo.paste("blue", (0, 0, 8, 16))
+    turned = images.decode(saved(photo, "JPEG", exif=exif), 16, "here")
+    assert turned[2, 8, 2] > 200 > 50 > turned[13, 8, 2], "the left half comes to the top"
+    clear = images.decode(saved(Image.new("RGBA", (16, 16), (0, 0, 0, 0))), 16, "here")
+    assert (clear == 255).all()
+    for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK"):
+        kind = "TIFF" if mode == "CMYK" else "PNG"
+        assert images.decode(saved(Image.new(mode, (20, 18)), kind), 16, "here").shape == (16, 16, 3)
+
+
+def test_sixteen_bits_would_be_white():
+    deep = Image.fromarray(np.full((16, 16), 20_000, dtype=np.uint16))
+    with pytest.raises(DataError, match=r"^here: must have 8 bits per channel, got mode I;16$"):
+        images.decode(saved(deep), 16, "here")
+
+
+def test_another_column_of_pictures_is_encoded_anew(world, tmp_path, copied):
+    file = copied / "part-00000.parquet"
+    table = pq.read_table(file)
+    pq.write_table(table.append_column("second", table["image"].take(list(reversed(range(48))))), file)
+    folders = {"train": str(copied), "reference": str(copied)}
+    first, second = (
+        prepare.plan(run(world, **folders, image_column=column), tmp_path) for column in ("image", "second")
+    )
+    assert first.latents[0].key != second.latents[0].key
+    assert first.texts["caption_long"][0].key == second.texts["caption_long"][0].key
+
+
 def test_hugging_face_image_structs_are_read():
     rows = [{"bytes": png(16, 16, (1, 2, 3)), "path": None}, png(16, 16, (1, 2, 3))]
     first, second = data.decode_images("here", rows, 16)
