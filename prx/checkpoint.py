@@ -32,7 +32,7 @@ def read_module(config: RunConfig, checkpoint: Path) -> TrainStep:
     module = recipe.build(config.model_copy(update={"denoiser": start}))
     found = _weights(checkpoint)
     if config.precision.startswith("bf16"):  # ZeRO 3 gives its float32 masters, the sampler uses what is stored
-        found = {name: tensor.bfloat16() if tensor.is_floating_point() else tensor for name, tensor in found.items()}
+        found |= {name: found[name].bfloat16() for name, _ in module.named_parameters() if name in found}
     if config.sampling.weights == "ema":
         found |= _load(checkpoint / AVERAGE)
     try:

@@ -17,13 +17,14 @@ from torch.nn import functional as F
 from prx import images as pictures
 from prx import recipe
 from prx.batches import Batches, seed_normalisation
+from prx.checkpoint import read_module
 from prx.config import RunConfig, parse_run_config
 from prx.denoiser import walk
 from prx.end_to_end import EndToEnd
 from prx.errors import NonFiniteError
 from prx.techniques.repa_e import RepaE
 from prx.train_step import TrainStep
-from prx.trainer import Trainer
+from prx.trainer import Trainer, checkpoints
 from prx.yamlsource import read_yaml
 from tests.equivalence.test_workers import run_two
 from tests.helpers import moments, randomise, running, same, weights
@@ -147,6 +148,18 @@ def test_resumed_is_uninterrupted(world, tmp_path, stage, precision):
             assert same(weights(trainer) | buffers(trainer), weights(whole) | buffers(whole))
             assert all(torch.equal(a, b) for a, b in zip(moments(trainer), moments(whole), strict=True))
             assert torch.equal(trainer.sample(), whole.sample())
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_read_checkpoint_has_the_statistics_that_the_sampler_uses(world, tmp_path, stage):
+    """They stay float32 in a bfloat16 run."""
+    with running(world, tmp_path, zero_stage=stage, precision="bf16_master", **parts(world)) as trainer:
+        trainer.advance(2)
+        trainer.save()
+        expected = buffers(trainer)
+        found = dict(read_module(trainer.config, checkpoints(tmp_path)[2]).named_buffers())
+    assert expected
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_every_parameter_learns(world, tmp_path):
