@@ -281,6 +281,13 @@ class Engine:
         dist.gather(padded, found)
         return [piece[: int(length)].to(part.device) for piece, length in zip(found or [], lengths, strict=False)]
 
+    def everywhere(self, holds: bool) -> bool:
+        """Say whether something holds on every worker; every worker must ask."""
+        found = torch.tensor(float(holds), device=self.device)
+        if rank_and_world()[1] > 1:
+            dist.all_reduce(found, op=dist.ReduceOp.MIN)
+        return bool(found.item())
+
     def sampling_weights(self, name: str) -> AbstractContextManager[None]:
         """Lend the module the weights that `sampling.weights` names: its own, or their average."""
         if name == "model":

@@ -41,4 +41,4 @@ class DataError(UserError):
 
 
 class NonFiniteError(RuntimeError):
-    """Loss or gradient stopped being a number; raised before the optimizer moves."""
+    """Loss, gradient or a sampled picture stopped being a number; raised before the optimizer moves."""

@@ -19,7 +19,7 @@ from prx import images as pictures
 from prx.batches import Batches, Prompts, seed_normalisation
 from prx.config import AlignmentConfig, ConflictStop, RunConfig, SamplingConfig
 from prx.engine import Engine, mean, rank_and_world
-from prx.errors import UserError
+from prx.errors import NonFiniteError, UserError
 from prx.sampling import draw
 from prx.train_step import StepBatch
 
@@ -130,28 +130,34 @@ class Trainer:
         Other sampling settings than the run's own draw from the same prompts and noise; `num` draws the first ones.
         Several workers draw a batch each in turn, the same batches as one would; the first gets all images, the
         others none.
+
+        Raises:
+            NonFiniteError: A picture holds what is no number; as uint8 it would be black, and measured as such.
         """
         chosen = sampling or self.config.sampling
         total, size = num or self.config.evaluation.num_samples, self.config.evaluation.batch_size
         self.engine.module.eval()
         self.engine.module.acting = self.batches.weights(max(self.step - 1, 0))
         starts, (rank, world) = range(0, total, size), rank_and_world()
-        parts = []
+        parts, finite = [], True
         with self.engine.sampling_weights(chosen.weights):
             for turn in range(0, len(starts), world):
                 # Whoever has nothing left draws the last batch once more: at ZeRO 3 nobody can draw alone.
                 start = starts[min(turn + rank, len(starts) - 1)]
-                drawn = self.engine.gathered(self._draw(start, min(start + size, total), chosen), size)
-                parts += drawn[: len(starts) - turn]
+                drawn = self._draw(start, min(start + size, total), chosen)
+                finite = finite and bool(drawn.isfinite().all())
+                parts += self.engine.gathered(pictures.to_uint8(drawn).cpu(), size)[: len(starts) - turn]
         self.engine.module.train()
+        if not self.engine.everywhere(finite):
+            raise NonFiniteError(f"step {self.step}: a sampled picture is not finite")
         nothing = torch.empty(0, 3, *[self.config.data.image_size] * 2, dtype=torch.uint8)
         return torch.cat([nothing, *parts])
 
     def _draw(self, start: int, stop: int, sampling: SamplingConfig) -> Tensor:
-        """Draw the images of prompts `start`..`stop`."""
+        """Draw the images of prompts `start`..`stop`, in [-1, 1]."""
         prompts = self.prompts.chunk(start, stop)
         latents = draw(self.engine.module, prompts.map(self.engine.device), sampling)
-        return pictures.to_uint8(self.tokenizer.decode(latents)).cpu()
+        return self.tokenizer.decode(latents)
 
     def close(self) -> None:
         """Release the engine; the trainer cannot be used afterwards."""

@@ -51,7 +51,8 @@ class RepaE(TrainedTokenizer):
             revision: Revision of the hub's repository.
             channels: Channels of a latent; read from the model's config.json unless told.
             downsample: Image pixels to a latent's, along a side; read from the model's config.json unless told.
-            align_weight: Weight of the alignment term in the tokenizer's loss.
+            align_weight: Weight of each alignment term in the tokenizer's loss, whatever its weight in the
+                denoiser's: two teachers pull the tokenizer twice as hard as one.
             reconstruction_weight: Weight of the pictures' distance.
             divergence_weight: Weight of the posterior's divergence from a unit normal.
             perceptual: Network that compares pictures; null leaves it out.

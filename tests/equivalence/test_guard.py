@@ -235,3 +235,18 @@ def test_next_trial_of_the_process_is_untouched(world, tmp_path, monkeypatch):
     with running(world, tmp_path / "after") as trainer:
         trainer.advance(2)
         assert same(weights(trainer), expected)
+
+
+def test_a_picture_that_is_no_number_is_refused_not_drawn_black(world, tmp_path, monkeypatch):
+    with running(world, tmp_path) as trainer:
+        trainer.advance(1)
+        decode = trainer.tokenizer.decode
+
+        def broken(latents: torch.Tensor) -> torch.Tensor:
+            return decode(latents).index_fill(0, torch.tensor([3]), float("nan"))
+
+        with monkeypatch.context() as context:
+            context.setattr(trainer.tokenizer, "decode", broken)
+            with pytest.raises(NonFiniteError, match="step 1: a sampled picture is not finite"):
+                trainer.sample()
+        assert len(trainer.sample()) == 8
