@@ -15,9 +15,9 @@ from functools import cached_property
 from typing import Any
 
 from evaluation.inception import is_published
-from prx import loaders, registry
+from prx import loaders, recipe, registry
 from prx.config import NOT_IDENTITY, RunConfig, TermConfig
-from prx.prepare import Caches, Job
+from prx.prepare import Caches
 from sweeps.history.marker import NUMERICS
 
 MEASURES = 2
@@ -104,9 +104,18 @@ class Lineage:
         for name, part in self.config.losses.items():
             acting = self._term(part, step)
             if acting is not None:
-                targets = self.caches.targets.get(name, []) if self.caches else []
-                losses[name] = acting | _named(targets, acting.pop("teacher", None))
+                losses[name] = self._looking(name, acting)
         return {"losses": losses, "routing": self._routing(step)}
+
+    def _looking(self, name: str, acting: dict[str, Any]) -> dict[str, Any]:
+        """Name the networks that a term looks through: a teacher by its encodings where it has any, else by weights."""
+        targets = self.caches.targets.get(name, []) if self.caches else []
+        teacher = acting.pop("teacher", None)
+        networks = {"network": acting["network"]} if "network" in acting else {}
+        networks |= {} if targets else {"teacher": teacher}
+        if self.caches is not None:
+            networks = {role: path and loaders.identity(path) for role, path in networks.items()}
+        return acting | networks | ({"targets": [job.key.digest for job in targets]} if targets else {})
 
     def _term(self, part: Any, step: int) -> dict[str, Any] | None:
         if part.stop_step != NEVER and step >= part.stop_step:
@@ -142,6 +151,11 @@ class Lineage:
         given["text"].pop("encoder")
         if "trained_tokenizer" not in registry.resolve("tokenizer", self.config.tokenizer.use).PROVIDES:
             given.pop("tokenizer")  # of a frozen one the latents say all
+        else:
+            given["tokenizer"] |= _trained_from(self.config.tokenizer)
+        start = self.config.denoiser.init
+        if start is not None:
+            given["denoiser"]["init"] = loaders.identity(start.path, start.subfolder, start.revision)
         encodings = {"latents": self.caches.latents, "null": [self.caches.null]} | self.caches.texts
         given["encodings"] = {name: [job.key.digest for job in jobs] for name, jobs in encodings.items()}
         return given
@@ -161,9 +175,11 @@ def _trained_on(data: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _named(targets: list[Job], teacher: str | None) -> dict[str, Any]:
-    """Name a teacher by its encodings, and by its path where it has none."""
-    return {"targets": [job.key.digest for job in targets]} if targets else {"teacher": teacher}
+def _trained_from(tokenizer: Any) -> dict[str, Any]:
+    """Name what a trained tokenizer starts from, and the network that judges its pictures, by their weights."""
+    judge = getattr(tokenizer, "perceptual", None)
+    named = {"path": recipe.tokenizer_identity(tokenizer), "subfolder": None, "revision": None}
+    return named | ({"perceptual": loaders.identity(judge)} if judge else {})
 
 
 def common_steps(first: Lineage, second: Lineage) -> int:

@@ -153,6 +153,25 @@ def test_a_network_is_named_by_its_weights_not_by_where_it_lies(lineage, world, 
     assert measured(inception="torch-fidelity") != measured()
 
 
+def test_what_a_run_starts_from_and_looks_through_is_named_by_its_weights(lineage, world, tmp_path):
+    kl, judge = (shutil.copytree(world.root / name, tmp_path / name) for name in ("kl", "dinov3"))
+    pixels = {"tokenizer": {"use": "pixels"}, "objective": {"use": "x_prediction", "clamp": 0.05}}
+
+    def trained(path: Path) -> list[str]:
+        return keys(lineage(tokenizer={"use": "repa_e", "path": str(path)}, losses={"repa": world.repa()}))
+
+    def judged(path: Path) -> list[str]:
+        return keys(lineage(losses={"p_dino": {"use": "p_dino", "teacher": str(path), "grid": 2}}, **pixels))
+
+    before = trained(kl), judged(judge)
+    assert before == (trained(world.root / "kl"), judged(world.root / "dinov3"))
+    for folder in (kl, judge):
+        config = folder / "config.json"
+        config.write_text(config.read_text() + "\n")  # weights and settings count byte by byte
+    assert not set(trained(kl)) & set(before[0])
+    assert not set(judged(judge)[1:]) & set(before[1][1:])
+
+
 def test_other_sampling_settings_count_at_the_end_alone(lineage):
     given = {"every": 2, "num_samples": 8, "batch_size": 4, "grid": 4, "clip": None, "dino": None}
     found, more = lineage(evaluation=given), lineage(evaluation=given | {"also": [{"guidance_scale": 2.0}]})
