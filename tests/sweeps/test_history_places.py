@@ -2,57 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from prx.errors import UserError
 from sweeps import __main__ as cli
-from sweeps.history.remember import waypoints
 from sweeps.history.store import HistoryStore
 from sweeps.run import run_sweep
-from sweeps.trial import Settings, TrialRun
-from tests.sweeps import fakes
+from tests.sweeps import alone, fakes
+from tests.sweeps.alone import play, points
 from tests.sweeps.places import KEY_ID, SECRET, paths, s3_uri, write
 
 ROOT = Path(__file__).parents[2]
 NEEDED = [*range(1, 41)]
 
 
-def points(name: str = "good-1"):
-    trial = fakes.make_plan(name).trials[0]
-    return waypoints({"t": (trial.config, fakes.Lineage(trial.config, Path()))})["t"]
-
-
 @pytest.fixture
 def start(tmp_path, address):
-    """Give trials in this process, in folders of their own, over one history."""
-
-    def make(where: str, name: str = "good-1") -> TrialRun:
-        trial = fakes.make_plan(name).trials[0]
-        home = tmp_path / where
-        home.mkdir(exist_ok=True)
-        return TrialRun(Settings(
-            trial_id=where, config=json.loads(json.dumps(trial.config.model_dump(mode="json"))), root=str(tmp_path),
-            folder=str(home), metric="cmmd", cache=str(tmp_path / "cache"), trainer=fakes.PARTS.trainer,
-            evaluate=fakes.PARTS.evaluate, history=address, waypoints=points(name),
-        ))  # fmt: skip
-
-    return make
-
-
-def play(trial: TrialRun, until: int = 40) -> list[tuple[int, bool]]:
-    found = []
-    while not found or found[-1][0] < until:
-        result = trial.next()
-        assert "waits" not in result
-        if "metrics" in result:
-            found.append((result["step"], result["replayed"]))
-    return found
+    return partial(alone.start, tmp_path, address)
 
 
 def test_trials_take_over_from_each_other_wherever_the_history_lies(start, address):
@@ -150,7 +122,8 @@ def test_files_dropped_while_they_are_fetched_are_no_damage(start, address, tmp_
 SCRIPT = """
 import sys
 from pathlib import Path
-from tests.sweeps import fakes
+from tests.sweeps import alone, fakes
+from tests.sweeps.alone import play, points
 from sweeps.run import run_sweep
 plan = fakes.make_plan("good-1", "good-2")
 sys.exit(run_sweep(plan, store=Path(sys.argv[1]), history=sys.argv[2], parts=fakes.PARTS, max_concurrent=2).exit_code)

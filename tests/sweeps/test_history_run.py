@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,8 +18,8 @@ from sweeps.results import SweepFolder, read_info, read_journal, read_results
 from sweeps.run import run_sweep
 from sweeps.status import render_status
 from sweeps.steps import Steps, read_steps
-from sweeps.trial import Settings, TrialRun
-from tests.sweeps import fakes
+from tests.sweeps import alone, fakes
+from tests.sweeps.alone import play, points
 from tests.sweeps.places import write
 
 FORKS = ("fork-20-1", "fork-20-2", "fork-20-3")
@@ -82,39 +82,9 @@ def test_another_sweep_trains_only_what_is_new(ray_here, tmp_path):
     assert len(pictures) == 3
 
 
-def points(name: str = "good-1") -> tuple[Waypoint, ...]:
-    trial = fakes.make_plan(name).trials[0]
-    return waypoints({"t": (trial.config, fakes.Lineage(trial.config, Path()))})["t"]
-
-
 @pytest.fixture
 def start(tmp_path):
-    """Give trials in this process, in folders of their own, over one history."""
-
-    def make(name: str, where: str, **changes) -> TrialRun:
-        trial = fakes.make_plan(name).trials[0]
-        home = tmp_path / where
-        config = json.loads(json.dumps(trial.config.model_dump(mode="json")))
-        settings = {
-            "trial_id": where, "config": config, "root": str(tmp_path), "folder": str(home), "metric": "cmmd",
-            "cache": str(tmp_path / "cache"), "trainer": fakes.PARTS.trainer, "evaluate": fakes.PARTS.evaluate,
-            "history": str(tmp_path / "history"), "waypoints": points(name),
-        }  # fmt: skip
-        home.mkdir(exist_ok=True)
-        return TrialRun(Settings(**settings | changes))
-
-    return make
-
-
-def play(trial: TrialRun, until: int = 40) -> list[tuple[int, bool]]:
-    """Go on to a boundary; gives (step, replayed) of every boundary."""
-    found = []
-    while not found or found[-1][0] < until:
-        result = trial.next()
-        assert "waits" not in result
-        if "metrics" in result:
-            found.append((result["step"], result["replayed"]))
-    return found
+    return partial(alone.start, tmp_path, tmp_path / "history")
 
 
 def test_forks_and_ends_keep_their_files_and_the_rest_only_the_newest(start, tmp_path):
@@ -123,14 +93,14 @@ def test_forks_and_ends_keep_their_files_and_the_rest_only_the_newest(start, tmp
         for name in FORKS for trial in fakes.make_plan(name).trials
     })  # fmt: skip
     assert [point.keep for point in found[FORKS[0]]] == [False, True, False, True]
-    play(start(FORKS[0], "a", waypoints=found[FORKS[0]]))
+    play(start("a", FORKS[0], waypoints=found[FORKS[0]]))
     store = HistoryStore(tmp_path / "history")
     states = [store.get(point.state) for point in found[FORKS[0]]]
     assert [bool(entry.files) for entry in states] == [False, True, False, True]
 
 
 def test_a_trial_in_the_middle_takes_over_what_another_trains_meanwhile(start):
-    first, second = start("good-1", "a"), start("good-1", "b")
+    first, second = start("a"), start("b")
     assert play(first, until=10) == [(10, False)]
     assert play(second, until=10) == [(10, True)]
     assert play(first, until=30)[-1] == (30, False)
@@ -140,7 +110,7 @@ def test_a_trial_in_the_middle_takes_over_what_another_trains_meanwhile(start):
 
 
 def test_a_segment_is_trained_by_one_at_a_time(start):
-    first, second = start("good-1", "a"), start("good-1", "b")
+    first, second = start("a"), start("b")
     first.next()
     assert second.next() == {"step": 0, "done": False, "waits": 10}
     play(first, until=10)
@@ -152,17 +122,17 @@ def test_a_segment_is_trained_by_one_at_a_time(start):
 
 
 def test_the_segment_of_a_dead_trial_is_taken_over_when_its_lease_ends(start):
-    dead = start("good-1", "a", lease_seconds=0.4)
+    dead = start("a", lease_seconds=0.4)
     dead.next()
     dead.recall._beat.set()  # the process is gone: nobody renews
-    second = start("good-1", "b")
+    second = start("b")
     assert second.next()["waits"] == 10
     time.sleep(0.5)
     assert play(second, until=10) == [(10, False)]
 
 
 def test_a_long_segment_keeps_its_lease(start):
-    first, second = start("good-1", "a", lease_seconds=0.4), start("good-1", "b")
+    first, second = start("a", lease_seconds=0.4), start("b")
     first.next()
     time.sleep(1.0)
     assert second.next()["waits"] == 10
@@ -170,11 +140,11 @@ def test_a_long_segment_keeps_its_lease(start):
 
 
 def test_damaged_state_is_set_aside_and_trained_again(start, tmp_path):
-    play(start("good-1", "a"), until=20)
+    play(start("a"), until=20)
     store = HistoryStore(tmp_path / "history")
     entry = store.get(points()[1].state)
     write(store, f"{store.folder(entry.key)}/{entry.attempt}/weights", b"other")
-    again = start("good-1", "b")
+    again = start("b")
     assert play(again, until=30) == [(10, True), (20, True), (30, False)]
     assert fakes.trained(again.folder) == [*range(1, 31)]
     assert "weights: has 5 bytes instead of" in again.recall.store.damage[0]
@@ -185,9 +155,9 @@ def test_a_trunk_whose_states_were_dropped_is_trained_again_by_one_for_all(start
     for name in ("fork-30-1", *names):
         trial = fakes.make_plan(name).trials[0]
         ways[name] = (trial.config, fakes.Lineage(trial.config, Path()))
-    play(start("fork-30-1", "first", waypoints=waypoints({"fork-30-1": ways.pop("fork-30-1")})["fork-30-1"]))
-    points = waypoints(ways)
-    both = [start(name, name, waypoints=points[name]) for name in names]
+    play(start("first", "fork-30-1", waypoints=waypoints({"fork-30-1": ways.pop("fork-30-1")})["fork-30-1"]))
+    passed = waypoints(ways)
+    both = [start(name, name, waypoints=passed[name]) for name in names]
     living, waited = list(both), 0
     while living:
         for trial in list(living):
@@ -201,9 +171,9 @@ def test_a_trunk_whose_states_were_dropped_is_trained_again_by_one_for_all(start
 
 
 def test_state_that_is_known_but_measured_otherwise_is_only_measured(start):
-    play(start("good-1", "a"))
+    play(start("a"))
     other = tuple(Waypoint(p.step, p.state, "f" * 31 + str(p.step // 10), p.keep) for p in points())
-    again = start("good-1", "b", waypoints=other)
+    again = start("b", waypoints=other)
     assert play(again)[-1] == (40, False)
     assert fakes.trained(again.folder) == [*range(1, 31)]
     found = read_journal(again.folder).boundaries

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from sweeps.history.forks import Forks, own_name
-from sweeps.history.recall import Waypoint
-from sweeps.history.remember import waypoints
 from sweeps.history.store import HistoryStore
 from sweeps.order import in_order
-from tests.sweeps import fakes
+from tests.sweeps.alone import points
 
 
 def way(*stages: tuple[str, int]) -> list[str]:
@@ -43,11 +39,6 @@ def test_a_fork_that_others_share_comes_before_theirs():
         "main": way(("t", 5), ("x", 6)), "early": way(("t", 5), ("y", 6)),
     }  # fmt: skip
     assert in_order(ways) == ["main", "late", "other", "early"]
-
-
-def points(name: str) -> tuple[Waypoint, ...]:
-    (trial,) = fakes.make_plan(name).trials
-    return waypoints({"t": (trial.config, fakes.Lineage(trial.config, Path()))})["t"]
 
 
 def test_a_sweep_is_known_by_its_folder_and_not_by_the_path_of_it(tmp_path):
