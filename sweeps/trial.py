@@ -79,11 +79,15 @@ class TrialRun:
         known = self._recalled()
         if known is not None:
             return self._report(known, replayed=True)
-        following = self._boundary(min(self.reached, self._bench.step) if self._bench else self.reached)
-        if not self.recall.claim(following):
+        if not self._again and not self.recall.claim(following := self._boundary(self.reached)):
             return self._waits(following)
         started = time.perf_counter()
         return self._train() | {"spent_seconds": time.perf_counter() - started}
+
+    @property
+    def _again(self) -> bool:
+        """Say whether a segment that was reached before is being trained again, for all who start from its end."""
+        return self._bench is not None and self.recall.holds(self._boundary(self._bench.step))
 
     def _waits(self, step: int) -> dict[str, Any]:
         return {"step": self.reached, "done": False, "waits": step}
@@ -108,7 +112,7 @@ class TrialRun:
             self._losses = (Fraction(0), 0)  # a segment begins, or its end is fetched
             self._catch_up(bench)
         boundary = self._boundary(bench.step)
-        if boundary <= self.reached and not self.recall.claim(boundary):  # its state was dropped, or lost
+        if not self.recall.claim(boundary):  # an earlier one than was asked for, whose state was dropped, or lost
             return self._waits(boundary)
         if bench.step < boundary:
             progress = bench.advance(boundary, seconds=self.settings.chunk_seconds)
@@ -125,9 +129,7 @@ class TrialRun:
             self.recall.keep(boundary)
             self.recall.release()
             done = boundary == self.config.steps
-            return (
-                self._report(self.journal.boundaries[boundary], replayed=True) if done else {"step": boundary}
-            )
+            return self._report(self.journal.boundaries[boundary], replayed=True) if done else {"step": boundary}
         return self._report(self._measure(bench, boundary, started), replayed=False)
 
     def close(self) -> None:

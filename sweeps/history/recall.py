@@ -151,6 +151,10 @@ class Recall:
         threading.Thread(target=self._renew, args=(key, self._beat), daemon=True).start()
         return True
 
+    def holds(self, step: int) -> bool:
+        """Say whether the segment that ends at `step` is claimed here."""
+        return self._held is not None and step in self.waypoints and self.waypoints[step].state == self._held
+
     def _renew(self, key: str, ended: threading.Event) -> None:
         assert self.leases is not None
         while not ended.wait(self.leases.seconds / 4):
