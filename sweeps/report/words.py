@@ -130,10 +130,9 @@ def _together(material: Material) -> str:
     good = [effect for effect in found.interactions if effect.found and sign * effect.estimate < 0]
     bad = [effect for effect in found.interactions if effect.found and sign * effect.estimate > 0]
     if not good and not bad:
-        return (
-            f"None of {len(found.interactions)} pairs is told apart from the sum of its parts: as far as this sweep "
-            "can see, gains add up."
-        )
+        count = len(found.interactions)
+        none = f"None of {count} pairs is" if count > 1 else "The one pair that these cells tell of is not"
+        return f"{none} told apart from the sum of its parts: as far as this sweep can see, gains add up."
     parts = [f"better than its parts promise: {_effects(good, sign)}"] if good else []
     parts += [f"worse than its parts promise: {_effects(bad, sign)}"] if bad else []
     return "; ".join(parts)[0].upper() + "; ".join(parts)[1:] + "."
