@@ -116,7 +116,8 @@ def read_curves(results: Path, metric: str, seeds: Sequence[int] = ()) -> CurveS
     try:
         frame = read_results(results)
     except (OSError, ValueError) as error:
-        raise UserError(f"{results}: must be a table of results in Parquet ({error})") from error
+        reason = error.__cause__ or error  # any file may be named here: no run of a sweep would mend it
+        raise UserError(f"{results}: must be a table of results in Parquet ({reason})") from error
     return recorded(frame, metric, str(results), seeds)
 
 

@@ -164,3 +164,13 @@ def test_the_benchmark_compares_seed_by_seed_and_all_together(curves, tmp_path):
     assert "9 trials, cmmd" in one.output
     one = CliRunner().invoke(benchmarks, ["early_stopping", str(path), "--seeds", "7"])
     assert "--seeds: must be among 0, 1, got 7" in str(one.exception)
+
+
+@pytest.mark.parametrize("content", [b"", b"a table of another kind"])
+def test_a_file_that_is_no_table_is_refused_once_and_by_its_own_rule(tmp_path, content):
+    path = tmp_path / "photos.parquet"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"photos\.parquet: must be a table of results in Parquet \(") as caught:
+        read_curves(path, "cmmd")
+    assert str(caught.value).count(str(path)) == 1
+    assert "writes it anew" not in str(caught.value)
